@@ -1,0 +1,49 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up .venv by itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help demo test lint bench try-qserv docs lock clean
+
+help: ## show this text
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(BIN)/.ready ## make the dataset fakedb, load it, and ask it two questions
+	@start=$$(date +%s.%N); \
+	snakemake --quiet rules; \
+	python scripts/summarize_run.py results/fakedb --since $$start
+
+test: $(BIN)/.ready ## run every test (all cores)
+	pytest -n auto --dist worksteal
+
+lint: $(BIN)/.ready ## check the style of scripts, tests and rules
+	ruff check
+	ruff format --check
+	snakefmt --check workflow
+	snakemake --lint
+
+bench: $(BIN)/.ready ## measure speed; writes results/bench.json
+	python scripts/measure_speed.py
+
+try-qserv: $(BIN)/.ready ## load one chunk into a scratch database of a Qserv cluster, and delete it (CONFIG=configs/X/config.yaml)
+	python scripts/try_qserv.py -c $(CONFIG)
+
+docs: $(BIN)/.ready ## write docs/configuration.md from the schema
+	python scripts/write_docs.py
+
+lock: $(BIN)/.ready ## pin the versions of pyproject.toml in requirements.lock and environment.yml
+	pip install --quiet pip-tools
+	pip-compile --quiet --strip-extras --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host \
+	  --no-emit-find-links --no-emit-options --output-file requirements.lock pyproject.toml
+	python scripts/write_docs.py --environment
+
+clean: ## remove .venv and caches (results stay)
+	rm -rf .venv .pytest_cache .ruff_cache
+
+$(BIN)/.ready: requirements.lock
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "make: Python 3.11 is needed, found $$($(PYTHON) --version); say make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	touch $@

@@ -1,0 +1,145 @@
+"""Generate a tile: for each chunk a CSV file of each table, and the halo of each director.
+
+Reads the chunk ids of the tile from the plan, the visits, and density maps. Writes, for each chunk and table,
+``chunk_<id>_<Table>.csv``; for each director also ``chunk_<id>_<Table>_halo.csv`` (rows of neighbours in its overlap), and beside
+both a small binary file of places (``.places.npy``, see `skymill.places`). Rows already end with their chunkId and subChunkId, so that
+partitioning need not move them again. A table without rows in a chunk has no file. Last comes the manifest.
+
+Fails if a user's generator makes what it should not, or the disk is full; files then have not taken their names.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from skymill.columns import Rows, Values
+from skymill.config import Dataset, Table
+from skymill.density import HealpixDensity
+from skymill.files import lock, write_json
+from skymill.places import places_of, save_places
+from skymill.plan import read_tile
+from skymill.rowmaker import BoxStreams, RowMaker, load_density
+from skymill.step import Stopwatch, log, start_step
+from skymill.textfile import TableFile
+from skymill.visits import load_visits
+
+
+def stored_values(rows: Rows, chunk: int) -> dict[str, Values]:
+    """The columns of rows as they are stored, chunkId and subChunkId included."""
+    return {**rows.columns, "chunkId": np.full(rows.count, chunk, np.int32), "subChunkId": rows.sub_chunk}
+
+
+def generate_chunk(
+    maker: RowMaker, director: Table, chunk: int, folder: Path, boxes: list[int] | None = None, halo: bool = True
+) -> dict[str, TableFile]:
+    """Generate a director, its halo and its children in a chunk.
+
+    Parameters
+    ----------
+    maker : `RowMaker`
+    director : `Table`
+    chunk : `int`
+    folder : `pathlib.Path`
+        Where the files go.
+    boxes : `list` [`int`], optional
+        Numbers of the boxes to make; all by default.
+    halo : `bool`
+        Whether to make the halo, and the files of places.
+
+    Returns
+    -------
+    files : `dict` [`str`, `TableFile`]
+        The closed files by table; the halo's name is ``<Table>_halo``.
+    """
+    children = maker.dataset.children_of(director.name)
+    with contextlib.ExitStack() as stack:
+
+        def open_table(table: Table, suffix: str = "", row_ends: bool = False) -> TableFile:
+            path = folder / f"chunk_{chunk}_{table.name}{suffix}.csv"
+            return stack.enter_context(TableFile(path, table.stored_columns, row_ends))
+
+        files = {director.name: open_table(director, row_ends=halo)}
+        files |= {child.name: open_table(child) for child in children}
+        streams: dict[tuple[str, int], BoxStreams] = {}
+        places = []
+        for rows in maker.director_blocks(director, chunk, boxes):
+            files[director.name].add(stored_values(rows, chunk))
+            places.append(places_of(rows, slice(None)))
+            for child in children:
+                key = (child.name, rows.box)
+                if key not in streams:
+                    streams[key] = BoxStreams(maker.dataset.seed, child, chunk, rows.box)
+                for child_rows in maker.child_blocks(child, rows, streams[key]):
+                    files[child.name].add(stored_values(child_rows, chunk))
+        halo_places = []
+        if halo:
+            halo_name = f"{director.name}_halo"
+            files[halo_name] = open_table(director, "_halo", row_ends=True)
+            for rows, reaching in maker.halo_blocks(director, chunk):
+                values = stored_values(rows, rows.chunk)
+                files[halo_name].add({name: column[reaching] for name, column in values.items()})
+                halo_places.append(places_of(rows, reaching))
+    if halo:
+        save_places(files[director.name].path, places, files[director.name].row_ends)
+        save_places(files[halo_name].path, halo_places, files[halo_name].row_ends)
+    return files
+
+
+def generate_tile(dataset: Dataset, maker: RowMaker, chunks: Iterable[int], folder: Path) -> dict:
+    """Generate the chunks of a tile.
+
+    Returns
+    -------
+    chunks : `dict`
+        For the manifest: chunk id -> table -> rows, bytes, sha256.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, dict] = {}
+    for chunk in chunks:
+        entry = made[str(chunk)] = {}
+        for director in dataset.tables_of("director"):
+            for name, file in generate_chunk(maker, director, chunk, folder).items():
+                entry[name] = {"rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
+    return made
+
+
+def make_maker(dataset: Dataset, visits_folder: Path, density_folder: Path) -> RowMaker:
+    """A `RowMaker` that reads what the workflow has prepared: visits and density maps."""
+    densities = {}
+    for table in dataset.tables_of("director"):
+        if "map" in table.density:
+            densities[table.name] = HealpixDensity(np.load(density_folder / f"{table.name}.npy", mmap_mode="r"))
+        else:
+            densities[table.name] = load_density(table, dataset.folder)
+    used = {child.visits for child in dataset.tables_of("child")}
+    visits = {name: load_visits(visits_folder / f"{name}.npz", dataset.tables[name]) for name in sorted(used)}
+    return RowMaker(dataset, densities, visits)
+
+
+def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
+    """Run the step for the rule ``generate_tile``."""
+    watch = Stopwatch()
+    dataset = start_step(snakemake)
+    results = dataset.results
+    chunks = read_tile(Path(snakemake.input.plan), snakemake.wildcards.txn, snakemake.wildcards.tile)
+    with lock(Path(snakemake.params.lock)):
+        maker = make_maker(dataset, results / "visits", results / "density")
+        made = generate_tile(dataset, maker, chunks.tolist(), Path(snakemake.output.bulk))
+        columns = {t.name: [c.name for c in t.stored_columns] for t in dataset.tables_of("director", "child")}
+        manifest = {
+            "stage": "generated",
+            "transaction": snakemake.wildcards.txn,
+            "tile": snakemake.wildcards.tile,
+            "fingerprint": snakemake.params.fingerprint,
+            "columns": columns,
+            "chunks": made,
+            **watch.read(),
+        }
+        write_json(Path(snakemake.output.manifest), manifest)
+    log.info("generated %d chunks in %.1f s", len(made), manifest["seconds"])
+
+
+if "snakemake" in globals():
+    main(globals()["snakemake"])

@@ -1,0 +1,80 @@
+"""Partition a tile: for each chunk its chunk file of each table, and the overlap file of each director.
+
+Reads the CSV files and the files of places that generation has written, never a number in the text. A chunk file is the
+generated file under a second name, since its rows were made for this chunk and end with their chunkId and subChunkId already; here
+each row's place is computed once more, and a difference is an error. Overlap rows, of the chunk itself and of the halo, are copied as
+bytes with the place that they have in the overlap, ordered by sub-chunk, home chunk, box and row. Last comes the manifest.
+
+Fails if a generated file does not match its manifest or its places.
+"""
+
+from pathlib import Path
+
+from skymill.config import Dataset
+from skymill.errors import SkymillError
+from skymill.files import link_or_copy, lock, read_json, write_json
+from skymill.overlap import write_overlap
+from skymill.step import Stopwatch, log, start_step
+
+
+def partition_chunk(dataset: Dataset, chunk: int, generated: dict, source: Path, target: Path) -> dict:
+    """Partition a chunk.
+
+    Parameters
+    ----------
+    dataset : `Dataset`
+    chunk : `int`
+    generated : `dict`
+        The chunk's entry in the manifest of generation.
+    source, target : `pathlib.Path`
+        Folders of the generated and the partitioned files.
+
+    Returns
+    -------
+    entry : `dict`
+        For the manifest: table or overlap table -> rows, bytes, sha256.
+
+    Raises
+    ------
+    SkymillError
+        If a file does not match the manifest or its places.
+    """
+    made = {}
+    for table in dataset.tables_of("director", "child"):
+        entry = generated[table.name]
+        path = source / f"chunk_{chunk}_{table.name}.csv"
+        if entry["rows"]:
+            found = path.stat().st_size if path.exists() else 0
+            if found != entry["bytes"]:
+                raise SkymillError(
+                    f"{path}: it has {found} bytes, its manifest says {entry['bytes']}; generate the tile again"
+                )
+            link_or_copy(path, target / table.name / f"chunk_{chunk}.txt")
+        made[table.name] = entry
+        if table.kind == "director":
+            halo = source / f"chunk_{chunk}_{table.name}_halo.csv"
+            overlap = target / table.name / f"chunk_{chunk}_overlap.txt"
+            made[table.overlap_name] = write_overlap(dataset.chunker, chunk, path, halo, overlap)
+    return made
+
+
+def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
+    """Run the step for the rule ``partition_tile``."""
+    watch = Stopwatch()
+    dataset = start_step(snakemake)
+    source, target = Path(snakemake.input.bulk), Path(snakemake.output.bulk)
+    with lock(Path(snakemake.params.lock)):
+        generated = read_json(snakemake.input.manifest)
+        for table in dataset.tables_of("director", "child"):
+            (target / table.name).mkdir(parents=True, exist_ok=True)
+        made = {
+            chunk: partition_chunk(dataset, int(chunk), entry, source, target)
+            for chunk, entry in generated["chunks"].items()
+        }
+        manifest = {**generated, "stage": "partitioned", "chunks": made, **watch.read()}
+        write_json(Path(snakemake.output.manifest), manifest)
+    log.info("partitioned %d chunks in %.1f s", len(made), manifest["seconds"])
+
+
+if "snakemake" in globals():
+    main(globals()["snakemake"])

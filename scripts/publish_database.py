@@ -1,0 +1,41 @@
+"""Publish the database: open what is committed to its users.
+
+Reads the committed transactions; writes ``ingest/published.json``, and the same as the next of ``ingest/publications/``. Fails if the store shows other rows than were committed.
+"""
+
+from pathlib import Path
+
+from ingest_tile import add_rows
+from skymill.errors import SkymillError
+from skymill.files import read_json, write_json
+from skymill.step import Stopwatch, log, start_step
+from skymill.stores import open_store
+
+
+def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
+    """Run the step for the rule ``publish_database``."""
+    watch = Stopwatch()
+    dataset = start_step(snakemake)
+    committed = [read_json(path) for path in snakemake.input.committed]
+    store = open_store(dataset, dataset.results)
+    answer = store.publish([entry["id"] for entry in committed])
+    expected: dict[str, int] = {}
+    for entry in committed:
+        add_rows(expected, entry["rows"])
+    for name, count in store.count_rows().items():
+        if count != expected.get(name, 0):
+            raise SkymillError(f"{name}: the store shows {count} rows, committed were {expected.get(name, 0)}")
+    published = {
+        "transactions": sorted(entry["transaction"] for entry in committed),
+        "chunks": sum(entry["chunks"] for entry in committed),
+        **answer,
+        **watch.read(),
+    }
+    target = Path(snakemake.output[0])
+    write_json(target.parents[1] / "published.json", published)
+    write_json(target, published)
+    log.info("published %s", answer["database"])
+
+
+if "snakemake" in globals():
+    main(globals()["snakemake"])

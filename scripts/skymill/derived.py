@@ -1,0 +1,179 @@
+"""Files that are derived from the configuration, for tools other than ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from .config import Dataset, Table
+from .errors import ConfigError
+
+#: How our files are written, as Qserv's services and tools want it said: escaped, in two characters.
+QSERV_DIALECT = {
+    "fields_terminated_by": "\\t",
+    "fields_enclosed_by": "\\0",
+    "fields_escaped_by": "\\\\",
+    "lines_terminated_by": "\\n",
+}
+#: Most characters that the names of a database and a table may have together in Qserv.
+QSERV_NAMES = 56
+#: Beginning of the names of databases and tables that Qserv keeps for itself, and its own column.
+QSERV_PREFIX = "qserv"
+QSERV_COLUMN = "qserv_trans_id"
+
+
+def partitioner_config(dataset: Dataset, table: Table) -> dict:
+    """The configuration of the reference partitioner for a director or child table.
+
+    It reads the generated files (whose last two columns, chunkId and subChunkId, it computes again) and writes the chunk and overlap
+    files that the workflow writes. A child is placed by the index of its director's keys (``part.id-url``).
+    """
+    chunker = dataset.chunker
+    fields = [column.name for column in table.stored_columns]
+    dialect = {"null": "\\N", "delimiter": "\t", "escape": "\\", "no-quote": True, "field": fields}
+    part: dict = {
+        "num-stripes": chunker.num_stripes,
+        "num-sub-stripes": chunker.num_sub_stripes,
+        "chunk": "chunkId",
+        "sub-chunk": "subChunkId",
+        "id": table.key,
+    }
+    if table.kind == "director":
+        part |= {"pos": ", ".join(table.position), "overlap": chunker.overlap_deg}
+    else:
+        part |= {"overlap": 0.0}
+    return {"part": part, "in": {"csv": dict(dialect)}, "out": {"csv": dict(dialect)}}
+
+
+def database_config(dataset: Dataset) -> dict:
+    """The body of ``POST /ingest/database`` to Qserv, without keys.
+
+    Raises
+    ------
+    ConfigError
+        If Qserv keeps such names for itself.
+    """
+    _check_name("database", dataset.database)
+    options = dataset.config["ingest"].get("qserv", {})
+    return {
+        "database": dataset.database,
+        "num_stripes": dataset.chunker.num_stripes,
+        "num_sub_stripes": dataset.chunker.num_sub_stripes,
+        "overlap": dataset.chunker.overlap_deg,
+        "auto_build_secondary_index": options.get("auto_build_secondary_index", 1),
+    }
+
+
+def table_config(dataset: Dataset, table: Table) -> dict:
+    """The body of ``POST /ingest/table`` to Qserv, without keys.
+
+    Raises
+    ------
+    ConfigError
+        If a name is too long for Qserv, or Qserv keeps such names for itself.
+    """
+    where = f"tables.{table.name}"
+    _check_name(where, table.name)
+    if any(column.name.lower() == QSERV_COLUMN for column in table.columns):
+        raise ConfigError(f"{where}.columns: Qserv adds a column {QSERV_COLUMN} of its own; give yours another name")
+    length = len(dataset.database) + len(table.name)
+    if length > QSERV_NAMES:
+        raise ConfigError(
+            f"{where}: the names {dataset.database} and {table.name} have {length} characters together, Qserv allows {QSERV_NAMES}; "
+            "shorten one"
+        )
+    config: dict = {
+        "database": dataset.database,
+        "table": table.name,
+        "is_partitioned": int(table.kind != "regular"),
+    }
+    if table.kind == "director":
+        config |= {"director_table": "", "director_key": table.key}
+        config |= {"longitude_key": table.position[0], "latitude_key": table.position[1]}
+    elif table.kind == "child":
+        config |= {"director_table": table.director, "director_key": table.key}
+    return config | {"schema": [{"name": column.name, "type": column.type.text} for column in table.stored_columns]}
+
+
+def index_configs(dataset: Dataset) -> list[dict]:
+    """The bodies of ``POST /replication/sql/index`` to Qserv for the indexes that are wanted, without keys.
+
+    Raises
+    ------
+    ConfigError
+        If a table or column does not exist, or is not loaded.
+    """
+    configs = []
+    for i, index in enumerate(dataset.config["ingest"].get("qserv", {}).get("indexes", [])):
+        where = f"ingest.qserv.indexes[{i}]"
+        table = dataset.tables.get(index["table"])
+        if table is None or not table.ingest:
+            loaded = ", ".join(t.name for t in dataset.tables.values() if t.ingest)
+            raise ConfigError(f"{where}.table: {index['table']!r} is not a table that is loaded; there are: {loaded}")
+        names = [column.name for column in table.stored_columns]
+        unknown = [name for name in index["columns"] if name not in names]
+        if unknown:
+            raise ConfigError(f"{where}.columns: there is no column {unknown[0]!r} in {table.name}")
+        configs.append(
+            {
+                "database": dataset.database,
+                "table": table.name,
+                "index": "_".join(["by", *index["columns"]])[:64],
+                "spec": "UNIQUE" if index.get("unique") else "DEFAULT",
+                "comment": "",
+                "columns": [{"column": name, "length": 0, "ascending": 1} for name in index["columns"]],
+            }
+        )
+    return configs
+
+
+def ingest_configs(dataset: Dataset) -> dict[str, dict]:
+    """What Qserv is told, as files by name: ``<database>.json``, ``<database>_<Table>.json``, ``<database>_<Table>_<index>.json``."""
+    files = {f"{dataset.database}.json": database_config(dataset)}
+    for table in dataset.tables_of("director", "child", "regular"):
+        if table.ingest:
+            files[f"{dataset.database}_{table.name}.json"] = table_config(dataset, table)
+    for index in index_configs(dataset):
+        files[f"{dataset.database}_{index['table']}_{index['index']}.json"] = index
+    return files
+
+
+def ingest_metadata(dataset: Dataset, manifests: Iterable[Mapping]) -> dict:
+    """The file ``metadata.json`` of the tool ``qserv-ingest``, which loads partitioned files that were kept.
+
+    It belongs beside the files of `ingest_configs`, in ``configs/ingest/`` below the results: its paths begin there.
+
+    Parameters
+    ----------
+    dataset : `Dataset`
+    manifests : iterable of `Mapping`
+        The manifests of partitioning.
+    """
+    manifests = list(manifests)
+    indexes = index_configs(dataset)
+    tables = []
+    for table in dataset.tables_of("director", "child", "regular"):
+        if not table.ingest:
+            continue
+        names = {"chunks": table.name} | ({"overlaps": table.overlap_name} if table.kind == "director" else {})
+        data: list[dict] = []
+        for manifest in manifests if table.kind != "regular" else ():
+            folder = f"../../partitioned/{manifest['transaction']}/{manifest['tile']}/{table.name}"
+            held = {
+                key: [int(chunk) for chunk, entry in manifest["chunks"].items() if entry[name]["rows"]]
+                for key, name in names.items()
+            }
+            data += [{"directory": folder, **held}] if any(held.values()) else []
+        if table.kind == "regular":
+            data.append({"directory": "../../visits", "files": [f"{table.name}.csv"]})
+        own = f"{dataset.database}_{table.name}"
+        files = [f"{own}_{index['index']}.json" for index in indexes if index["table"] == table.name]
+        tables.append({"schema": f"{own}.json", "indexes": files, "data": data})
+    formats = {suffix: QSERV_DIALECT for suffix in ("txt", "csv")}
+    return {"database": f"{dataset.database}.json", "formats": formats, "tables": tables}
+
+
+def _check_name(where: str, name: str) -> None:
+    if name.lower().startswith(QSERV_PREFIX):
+        raise ConfigError(
+            f"{where}: Qserv keeps names that begin with {QSERV_PREFIX} for itself; {name} must have another"
+        )

@@ -1,0 +1,249 @@
+"""The plan: which transaction and tile each chunk belongs to, and what of it is still to do.
+
+Selected chunks that no plan file holds yet are dealt to new transactions in a *wave*, which is written once, as
+``plan_<wave>.json``, and never changes. Jobs read their chunks from it, never from the configuration. Whatever is committed is
+final: it has no rule, so that nothing can do it again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .config import Dataset, fingerprint_of, identity_changes
+from .errors import ConfigError
+from .files import read_json
+from .selection import Selection, expand_ranges, format_ranges, group_tiles
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """Tiles that are committed together.
+
+    Attributes
+    ----------
+    name : `str`
+        ``t000``, ``t001``, ... over all waves.
+    wave : `int`
+        The plan file that holds it.
+    tiles : `dict` [`str`, `str`]
+        Chunk ids of each tile, as ranges.
+    regular : `bool`
+        Whether it also loads the regular tables.
+    attempt : `int`
+        How often it has been poisoned; each attempt is a new transaction of the store.
+    committed : `bool`
+    """
+
+    name: str
+    wave: int
+    tiles: dict[str, str]
+    regular: bool
+    attempt: int
+    committed: bool
+
+    def chunks(self) -> np.ndarray:
+        """Its chunk ids (int64)."""
+        return np.concatenate([expand_ranges(ranges) for ranges in self.tiles.values()])
+
+
+@dataclass(frozen=True)
+class State:
+    """What there is and what is to do, from the selection and the files of earlier runs. Reading it changes nothing.
+
+    Attributes
+    ----------
+    root : `pathlib.Path`
+        ``results/<database>``.
+    dataset : `Dataset`
+    selection : `Selection`
+    identity : `dict`
+        The identity of the dataset, see `Dataset.identity`.
+    transactions : `dict` [`str`, `Transaction`]
+        All, those of the new wave included.
+    pending : `dict` [`str`, `Transaction`]
+        Those with work to do.
+    new_wave : `dict` or `None`
+        Content of the plan file that has to be written.
+    """
+
+    root: Path
+    dataset: Dataset
+    selection: Selection
+    identity: dict
+    transactions: dict[str, Transaction]
+    pending: dict[str, Transaction] = field(repr=False)
+    new_wave: dict | None
+
+    @classmethod
+    def read(cls, root: Path, dataset: Dataset) -> State:
+        """Work out the state.
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds another dataset of the same name, the selection is empty, or no transaction is left.
+        """
+        selection = dataset.selection()
+        identity = dataset.identity()
+        waves = read_waves(root, identity)
+        transactions = {name: t for wave in waves for name, t in _transactions(root, wave).items()}
+        assigned = [t.chunks() for t in transactions.values()]
+        missing = np.setdiff1d(selection.chunks, np.concatenate(assigned)) if assigned else selection.chunks
+        new_wave = None
+        if len(missing):
+            new_wave = _deal_wave(dataset, identity, len(waves), len(transactions), missing)
+            transactions |= _transactions(root, new_wave)
+        pending = {
+            t.name: t
+            for t in transactions.values()
+            if not t.committed and (np.isin(t.chunks(), selection.chunks).any() or _holds_loads(root, t.name))
+        }
+        state = cls(root, dataset, selection, identity, transactions, pending, new_wave)
+        state._refuse_growth()
+        return state
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.identity)
+
+    @property
+    def store(self) -> str:
+        return self.dataset.config["ingest"]["store"]
+
+    def needs_publish(self) -> bool:
+        """Whether what is committed, or is going to be, differs from what was published."""
+        path = self.root / "ingest" / "published.json"
+        if self.pending or not path.exists():
+            return True
+        published = read_json(path)
+        committed = sorted(t.name for t in self.transactions.values() if t.committed)
+        if published["transactions"] != committed:
+            return True
+        if self.store != "embedded":
+            return False
+        moved = published["absolute"] not in (None, str(self.root.resolve()))
+        return moved or not (self.root / published["database"]).exists()
+
+    def _refuse_growth(self) -> None:
+        """A published Qserv database is frozen."""
+        if self.store == "qserv" and self.pending and (self.root / "ingest" / "published.json").exists():
+            chunks = sum(len(transaction.chunks()) for transaction in self.pending.values())
+            raise ConfigError(
+                f"chunks: {chunks} chunks of the selection are not loaded yet, but the Qserv database {self.dataset.database} is published, "
+                "and published tables are frozen. Load them as a new database (key database, with --directory if need be), or select "
+                "only chunks that are there; with ingest.publish: false a database stays open"
+            )
+
+    def publication(self) -> str:
+        """The record that tells that the database is published as it should be, relative to `root`."""
+        if not self.needs_publish():
+            return "ingest/published.json"
+        number = sum(1 for _ in (self.root / "ingest" / "publications").glob("*.json"))
+        return f"ingest/publications/{number}.json"
+
+
+def plan_path(root: Path, wave: int) -> Path:
+    """The plan file of a wave."""
+    return root / "ingest" / f"plan_{wave}.json"
+
+
+def read_waves(root: Path, identity: dict) -> list[dict]:
+    """The plan files that exist, in order.
+
+    Raises
+    ------
+    ConfigError
+        If they were made for another identity; the message says what has changed.
+    """
+    waves = []
+    while plan_path(root, len(waves)).exists():
+        waves.append(read_json(plan_path(root, len(waves))))
+    if waves and waves[0]["identity"] != identity:
+        changes = "\n  ".join(list(identity_changes(waves[0]["identity"], identity))[:10])
+        raise ConfigError(
+            f"{root} holds another dataset with the name {identity['database']}; its rows would not match. What has changed:\n"
+            f"  {changes}\nEither undo the change, or give the new dataset another name (key database) or folder (--directory), or "
+            f"remove {root}"
+        )
+    return waves
+
+
+def _transactions(root: Path, wave: dict) -> dict[str, Transaction]:
+    folder = root / "ingest" / "transactions"
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {
+        name: Transaction(
+            name=name,
+            wave=wave["wave"],
+            tiles=tiles,
+            regular=wave.get("regular") == name,
+            attempt=next(attempt for attempt in itertools.count() if f"{name}.{attempt}.poisoned.json" not in names),
+            committed=f"{name}.committed.json" in names,
+        )
+        for name, tiles in wave["transactions"].items()
+    }
+
+
+def _deal_wave(dataset: Dataset, identity: dict, wave: int, used: int, chunks: np.ndarray) -> dict:
+    """Deal chunks to new transactions: neighbouring tiles together, and at most half of the transactions that are left."""
+    ingest = dataset.config["ingest"]
+    left = ingest["max_transactions"] - used
+    if left < 1:
+        raise ConfigError(
+            f"ingest.max_transactions = {ingest['max_transactions']}: all are used, and {len(chunks)} chunks of the selection have "
+            "none yet; raise it, or select only chunks that were planned before"
+        )
+    tiles = group_tiles(dataset.chunker, chunks, dataset.config["chunks_per_tile"])
+    wanted = -(-len(tiles) // ingest["tiles_per_transaction"])
+    count = min(wanted, max(1, left // 2))
+    names = list(tiles)
+    bounds = [len(names) * i // count for i in range(count + 1)]
+    content = {
+        "wave": wave,
+        "fingerprint": fingerprint_of(identity),
+        "chunks": len(chunks),
+        "transactions": {
+            f"t{used + i:03d}": {name: format_ranges(tiles[name]) for name in names[bounds[i] : bounds[i + 1]]}
+            for i in range(count)
+        },
+    }
+    if wave == 0:
+        content |= {"identity": identity, "regular": "t000"}
+    return content
+
+
+def _holds_loads(root: Path, name: str) -> bool:
+    return next((root / "ingest" / name).glob("*/chunk_*.json"), None) is not None
+
+
+def poison_path(root: Path, name: str, attempt: int) -> Path:
+    """The mark that an attempt of a transaction must be aborted."""
+    return root / "ingest" / "transactions" / f"{name}.{attempt}.poisoned.json"
+
+
+def read_tile(path: Path, transaction: str, tile: str) -> np.ndarray:
+    """The chunk ids of a tile in a transaction, from a plan file (int64)."""
+    return expand_ranges(read_json(path)["transactions"][transaction][tile])
+
+
+def tiles_with(state: State, chunks: np.ndarray) -> list[tuple[str, str]]:
+    """The pending (transaction, tile) pairs that hold any of some chunks.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    pairs = [
+        (t.name, tile)
+        for t in state.pending.values()
+        for tile, ranges in t.tiles.items()
+        if np.isin(expand_ranges(ranges), chunks).any()
+    ]
+    if not pairs:
+        raise ConfigError("only: none of these chunks is selected and still to be loaded")
+    return pairs

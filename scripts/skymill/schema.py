@@ -1,0 +1,170 @@
+"""The configuration as text: YAML read with care, checked against the JSON schema, and errors in words."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from .errors import ConfigError
+
+SCHEMA_PATH = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
+
+
+@functools.cache
+def load_schema() -> dict:
+    """The JSON schema of the configuration."""
+    return yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> dict:
+    """Read a YAML mapping with the safe loader; a key that stands twice is an error.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or is no such mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 - a subclass of the safe loader
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the configuration {path} is not text in UTF-8: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration {path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"the configuration {path} must be a mapping of keys; start from configs/fakedb/config.yaml")
+    return content
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """The safe loader, but a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float, bool, type(None))):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f'the key "{key}" stands twice', key_node.start_mark
+                )
+            keys.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def check_schema(config: dict) -> None:
+    """Check a configuration against the schema; numbers and booleans that came as strings are turned into such, in place.
+
+    (Snakemake hands over the values inside ``--config keep='{generated: true}'`` as strings.)
+
+    Raises
+    ------
+    ConfigError
+        With up to five things that are wrong: key, value, what is allowed.
+    """
+    schema = load_schema()
+    for key in ("partitioning", "ingest", "keep"):  # one level deep is what people write there
+        _read_strings(config.get(key), schema["properties"][key]["properties"])
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(validator.iter_errors(config), key=lambda e: (-len(e.absolute_path), str(e.absolute_path)))
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(_explain(error) for error in errors[:5])))
+
+
+def _read_strings(section: object, properties: dict) -> None:
+    for key, value in section.items() if isinstance(section, dict) else ():
+        if isinstance(value, str) and properties.get(key, {}).get("type") in ("integer", "number", "boolean"):
+            section[key] = yaml.safe_load(value)
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    """A validation error in words."""
+    where = _key_path(error.absolute_path)
+    prefix = f"{where}: " if where else ""
+    if error.validator == "additionalProperties":
+        allowed = sorted(error.schema.get("properties", {}))
+        unknown = [key for key in error.instance if key not in allowed]
+        close = difflib.get_close_matches(unknown[0], allowed, 1) if unknown else []
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        return f'{prefix}unknown key "{", ".join(unknown)}"; allowed are {", ".join(allowed)}{hint}'
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f'{prefix}the key "{missing[0]}" is missing'
+    if error.validator == "enum":
+        return f"{prefix}{error.instance!r} is not allowed; allowed are {', '.join(map(str, error.validator_value))}"
+    if error.validator == "pattern":
+        name = error.instance
+        if "tables" in where and "_" in str(name):
+            return f'{prefix}the table name "{name}" has an underscore; letters and digits only: file names are split there'
+        return f'{prefix}"{name}" is not allowed; it must match {error.validator_value}'
+    description = error.schema.get("description", "")
+    limits = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "above"}
+    if error.validator in limits:
+        return f"{prefix}{error.instance} is not allowed; it must be {limits[error.validator]} {error.validator_value}. {description}"
+    if error.validator == "maxProperties":
+        return f"{prefix}{error.instance!r} has {len(error.instance)} keys; write one. {description}"
+    if error.validator == "oneOf":
+        # The branch that the value comes nearest to: its own errors say more than that none fits.
+        same = [
+            e
+            for e in error.context
+            if e.validator != "type"
+            or (isinstance(error.instance, dict) and len(e.absolute_path) > len(error.absolute_path))
+        ]
+        keys = set(error.instance) if isinstance(error.instance, dict) else set()
+        for branch in {e.schema_path[0] for e in same}:
+            if keys & set(error.validator_value[branch].get("properties", {})):
+                return _explain(next(e for e in same if e.schema_path[0] == branch))
+        if same:
+            return _explain(same[0])
+    if error.validator == "type":
+        words = {
+            "integer": "a whole number",
+            "number": "a number",
+            "string": "a text (string)",
+            "boolean": "true or false (boolean)",
+            "object": "a mapping (object)",
+            "array": "a list (array)",
+        }
+        return f"{prefix}{error.instance!r} is not allowed; it must be {words.get(error.validator_value, error.validator_value)}. {description}"
+    return f"{prefix}{error.instance!r} is not allowed. {description or error.message}"
+
+
+def _key_path(path: Iterable[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def fill_defaults(config: dict) -> None:
+    """Fill in the defaults of the schema, in place."""
+    root = load_schema()
+    _fill_defaults(config, root, root)
+
+
+def _fill_defaults(value: object, schema: dict, root: dict) -> None:
+    """Fill in the defaults of a schema's properties, in place."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    if isinstance(value, dict):
+        for key, part in schema.get("properties", {}).items():
+            if "default" in part and key not in value:
+                value[key] = json.loads(json.dumps(part["default"]))
+            if key in value:
+                _fill_defaults(value[key], part, root)
+        extra = schema.get("additionalProperties")
+        if isinstance(extra, dict):
+            for part in value.values():
+                _fill_defaults(part, extra, root)
+    elif isinstance(value, list) and "items" in schema:
+        for part in value:
+            _fill_defaults(part, schema["items"], root)

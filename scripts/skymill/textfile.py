@@ -1,0 +1,151 @@
+"""Writes rows as text in the ingest dialect: tab, ``\\N`` for NULL, backslash escape, LF, no header, booleans 1/0.
+
+Numbers are as short as they read back exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from .columns import Column, Strings, Values
+
+#: Values that are held back until they are written in one go.
+FLUSH_VALUES = 1 << 18
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0"})
+
+
+def _series(column: Column, values: Values) -> pl.Series:
+    if isinstance(values, Strings):
+        names = pl.Series([text.translate(_ESCAPES) for text in values.values] + [None], dtype=pl.String)
+        return names.gather(np.where(values.codes < 0, len(values.values), values.codes))
+    series = pl.Series(np.ma.getdata(values))
+    if isinstance(values, np.ma.MaskedArray):
+        null = pl.Series(np.ma.getmaskarray(values))
+        series = pl.select(pl.when(null).then(None).otherwise(series)).to_series()
+    return series
+
+
+def format_rows(columns: Sequence[Column], values: dict[str, Values]) -> bytes:
+    """The text of rows.
+
+    Parameters
+    ----------
+    columns : sequence of `Column`
+        Which columns, in order.
+    values : `dict` [`str`, `Values`]
+        Their values, all of the same length.
+    """
+    import io
+
+    frame = pl.DataFrame({column.name: _series(column, values[column.name]) for column in columns})
+    text = io.BytesIO()
+    frame.write_csv(text, include_header=False, separator="\t", null_value="\\N", quote_style="never")
+    return text.getvalue()
+
+
+class TableFile:
+    """A text file of rows that is written aside and takes its name when it is closed.
+
+    A file without rows is not made. On an error within a ``with`` block nothing is left.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        Its name.
+    columns : sequence of `Column`
+        Its columns.
+    row_ends : `bool`
+        Whether to note where each row ends.
+
+    Attributes
+    ----------
+    rows, bytes : `int`
+    sha256 : `str`
+        Set when it has been closed.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[Column], row_ends: bool = False):
+        self.path = path
+        self.columns = columns
+        self.rows = self.bytes = 0
+        self.sha256 = ""
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}")
+        self._file = None
+        self._hash = hashlib.sha256()
+        self._waiting: list[dict[str, Values]] = []
+        self._held = 0
+        self._ends: list[np.ndarray] | None = [] if row_ends else None
+
+    def __enter__(self) -> TableFile:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._aside.unlink(missing_ok=True)
+
+    def add(self, values: dict[str, Values]) -> None:
+        """Add rows."""
+        count = len(values[self.columns[0].name])
+        self._waiting.append(values)
+        self._held += count * len(self.columns)
+        self.rows += count
+        if self._held >= FLUSH_VALUES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        values = self._waiting[0]
+        if len(self._waiting) > 1:
+            values = {c.name: _concatenate([part[c.name] for part in self._waiting]) for c in self.columns}
+        self._waiting, self._held = [], 0
+        text = format_rows(self.columns, values)
+        if self._file is None:
+            self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close()
+        if self._ends is not None:
+            self._ends.append(np.flatnonzero(np.frombuffer(text, np.uint8) == 10) + (self.bytes + 1))
+        self._file.write(text)
+        self._hash.update(text)
+        self.bytes += len(text)
+
+    def close(self) -> None:
+        """Write what is held back, and give the file its name."""
+        self._flush()
+        self.sha256 = self._hash.hexdigest()
+        if self._file is not None:
+            self._file.close()
+            os.replace(self._aside, self.path)
+
+    @property
+    def row_ends(self) -> np.ndarray:
+        """Offset of the byte behind each row (int64)."""
+        return np.concatenate(self._ends) if self._ends else np.empty(0, np.int64)
+
+
+def _concatenate(parts: list[Values]) -> Values:
+    first = parts[0]
+    if isinstance(first, Strings):
+        if all(part.values == first.values for part in parts):
+            return Strings(np.concatenate([part.codes for part in parts]), first.values)
+        values = tuple(dict.fromkeys(text for part in parts for text in part.values))
+        index = {text: i for i, text in enumerate(values)}
+        codes = []
+        for part in parts:
+            # The entry behind the last one maps the code -1, NULL, to itself.
+            lookup = np.array([*(index[text] for text in part.values), -1], dtype=np.int32)
+            codes.append(lookup[part.codes])
+        return Strings(np.concatenate(codes), values)
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        return np.ma.concatenate(parts)
+    return np.concatenate(parts)

@@ -1,0 +1,226 @@
+"""The documents say what is there: files, options, versions and examples."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import skymill
+import write_docs
+from generate_chunk import generate_by_hand
+from skymill.config import load_dataset
+
+PROJECT = Path(__file__).resolve().parents[1]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("profiles/*.md")])
+CONFIGS = sorted(PROJECT.glob("configs/*/config.yaml"))
+#: What no file may speak of: hosts of package indexes, and places on the machine of whoever wrote it.
+FORBIDDEN = ("pypi" + ".org", "files.python" + "hosted", "/".join(("", "work", "")), "shared" + "/design")
+
+
+def code_blocks(language: str, text: str = README) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks, with continued lines joined and comments removed."""
+    text = "\n".join(code_blocks("sh")).replace("\\\n", " ")
+    return [re.sub(r"\s+#.*", "", line) for line in text.splitlines()]
+
+
+def block_with(language: str, *words: str) -> str:
+    """The one block of the README that holds some words."""
+    found = [block for block in code_blocks(language) if all(word in block for word in words)]
+    assert len(found) == 1, f"{len(found)} blocks of {language} hold {words}"
+    return found[0]
+
+
+# -- what is generated, and versions -----------------------------------------------------------------------------------
+
+
+def test_generated_documents_are_up_to_date(capsys):
+    assert write_docs.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_check_names_the_file_that_is_not_up_to_date(tmp_path, capsys):
+    for name in ("pyproject.toml", "requirements.lock", "environment.yml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(PROJECT / "docs" / "configuration.md", tmp_path / "docs")
+    assert write_docs.main(["--check"], tmp_path) == 0
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(re.sub(r"(?m)^duckdb==.*", "duckdb==1.4.0", lock.read_text()))
+    assert write_docs.main(["--check"], tmp_path) == 1
+    assert capsys.readouterr().err.startswith("environment.yml is not up to date")
+    lock.write_text(re.sub(r"(?m)^duckdb==.*\n", "", lock.read_text()))
+    assert write_docs.main(["--environment"], tmp_path) == 1
+    assert "requirements.lock has no duckdb" in capsys.readouterr().err
+
+
+def test_lock_pins_everything_and_satisfies_every_bound():
+    lines = (PROJECT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[^=\s]+", line)] == []
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, asked):
+        version = pins.get(canonicalize_name(requirement.name))
+        assert version is not None, f"requirements.lock has no {requirement.name}"
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: the lock has {version}"
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == skymill.__version__
+    assert f"## [{project['version']}]" in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# -- links and commands ------------------------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_links_lead_somewhere(document):
+    text = document.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), f"there is no {path}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{path} has no heading {anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_targets_of_make_exist(document):
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    text = document.read_text(encoding="utf-8")
+    code = "\n".join([*code_blocks("sh", text), *re.findall(r"`([^`\n]+)`", text)])
+    named = re.findall(r"^(?:\w+=\S+ )*make ([a-z-]+)", code, re.MULTILINE)
+    assert [name for name in named if name not in targets] == []
+
+
+def test_options_of_scripts_exist():
+    used: dict[str, set[str]] = {}
+    for command in commands():
+        match = re.search(r"python (scripts/\w+\.py)(.*)", command)
+        if match:
+            used.setdefault(match[1], set()).update(re.findall(r"(?<=\s)(--?[a-z][\w.-]*)", match[2]))
+    assert len(used) >= 3
+    for script, options in used.items():
+        done = subprocess.run([sys.executable, PROJECT / script, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        known = set(re.findall(r"(?<![\w.-])--?[a-z][\w.-]*", done.stdout))
+        assert options <= known, f"{script} has no {options - known}"
+
+
+def test_scripts_and_files_that_documents_name_exist():
+    for document in DOCUMENTS:
+        for name in re.findall(
+            r"(?<![\w/.])(?:scripts|workflow|profiles|tests|docs)/[\w/.]*\.\w+", document.read_text()
+        ):
+            assert (PROJECT / name).exists(), f"{document.name} names {name}, which is not there"
+
+
+def test_every_module_has_its_line_in_contributing():
+    text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    library = PROJECT / "scripts" / "skymill"
+    modules = [str(path.relative_to(library)) for path in sorted(library.rglob("*.py")) if path.stem != "__init__"]
+    assert [name for name in modules if f"`{name}`" not in text] == []
+
+
+def test_rules_that_the_readme_asks_for_exist():
+    rules = {
+        name
+        for path in PROJECT.glob("workflow/rules/*.smk")
+        for name in re.findall(r"^\s*rule (\w+):", path.read_text(), re.M)
+    }
+    asked = {
+        match[1] for command in commands() if (match := re.match(r"snakemake (?:--directory \S+ )?([a-z]\w*)", command))
+    }
+    assert asked >= {"load", "check_edges"}
+    assert asked <= rules
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+def test_every_configuration_loads(path):
+    dataset = load_dataset(path)
+    assert dataset.database == path.parent.name
+    assert len(dataset.selection().chunks) > 0
+
+
+def test_the_dataset_of_the_readme_works(tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "mysurvey"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(block_with("yaml", "database: mysurvey"))
+    (folder / "colours.py").write_text(block_with("python", "class Redder"))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block_with("python", "density.npy"), "README.md", "exec"), {})
+    dataset = load_dataset(folder / "config.yaml")
+    assert len(dataset.selection().chunks) > 10
+    files = {file.path.name: file.rows for file in generate_by_hand(dataset, 7140, tmp_path / "out", objects=300)}
+    assert files["Visit.csv"] == 200
+    assert files["chunk_7140_Star.csv"] > 200
+    assert files["chunk_7140_Detection.csv"] > files["chunk_7140_Star.csv"]
+    rows = [line.split("\t") for line in (tmp_path / "out" / "chunk_7140_Star.csv").read_text().splitlines()]
+    names = [column.name for column in dataset.tables["Star"].columns]
+    g, r = (np.array([row[names.index(name)] for row in rows], dtype=float) for name in ("gMag", "rMag"))
+    assert 0.5 < (g - r).mean() < 0.7
+
+
+def test_queries_of_the_readme_run():
+    dataset = load_dataset(PROJECT / "configs" / "fakedb" / "config.yaml")
+    queries = (
+        code_blocks("sql") + re.findall(r'database\.sql\("(.*?)"\)', README) + re.findall(r'\.duckdb "(.*?)"', README)
+    )
+    assert len(queries) >= 4
+    with duckdb.connect() as database:
+        for table in dataset.tables.values():
+            columns = ", ".join(f'"{column.name}" {column.type.duckdb}' for column in table.stored_columns)
+            database.execute(f"CREATE TABLE {table.name} ({columns})")
+            if table.kind == "director":
+                database.execute(f"CREATE TABLE {table.overlap_name} ({columns})")
+        for query in queries:
+            database.execute(query).fetchall()
+
+
+def test_the_partitioner_of_the_readme_runs(tmp_path):
+    block = block_with("sh", "partition_csv.py", "stars.csv").replace("/tmp/try", str(tmp_path))
+    block = block.replace("python scripts/", f"{sys.executable} {PROJECT}/scripts/")
+    done = subprocess.run(["bash", "-eu", "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "stars" / "chunk_38411.txt").read_text().startswith("1\t10.5\t-3.2\t17.1\t38411\t")
+    assert (tmp_path / "fluxes" / "chunk_38411.txt").read_text().startswith("1\t6\t2.5\t38411\t")
+
+
+# -- what must not be said ---------------------------------------------------------------------------------------------
+
+
+def test_no_file_speaks_of_the_machine_it_was_written_on():
+    if not (PROJECT / ".git").exists():
+        pytest.skip("no git checkout: which files belong to the project is not known")
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True)
+    found = []
+    for path in map(PROJECT.joinpath, filter(None, done.stdout.decode().split("\0"))):
+        content = path.read_bytes() if path.is_file() else b""
+        found += [f"{os.path.relpath(path, PROJECT)}: {word}" for word in FORBIDDEN if word.encode() in content]
+    assert found == []

@@ -1,0 +1,149 @@
+"""Reads the configuration and the state of earlier runs, and holds the helpers that rules use. No rules."""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
+
+from skymill.config import Dataset
+from skymill.errors import SkymillError
+from skymill.inputs import check_files
+from skymill.plan import State, tiles_with
+from skymill.schema import read_yaml
+from skymill.selection import expand_ranges, select_chunks
+
+CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
+
+try:
+    # Snakemake has merged the files and options already; reading them once more finds keys that stand twice.
+    for path in workflow.configfiles:
+        read_yaml(path)
+    DATASET = Dataset.from_config(config, CONFIG_FOLDER)
+    RESULTS = str(DATASET.results)
+    STATE = State.read(Path(RESULTS), DATASET)
+    check_files(DATASET, Path(RESULTS))
+    config.update(DATASET.config)
+except SkymillError as error:
+    raise WorkflowError(str(error)) from None
+
+
+pathvars:
+    results=RESULTS,
+
+
+LOADS = STATE.store != "none"
+REGULAR = [table.name for table in DATASET.tables_of("regular")]
+LOADED_REGULAR = [table.name for table in DATASET.tables_of("regular") if table.ingest]
+PARTITIONED = [table.name for table in DATASET.tables_of("director", "child")]
+MAPS = [table.name for table in DATASET.tables_of("director") if "map" in table.density]
+#: Parameters of every step.
+COMMON = {"folder": str(CONFIG_FOLDER), "fingerprint": STATE.fingerprint}
+
+
+wildcard_constraints:
+    # Only pending transactions have rules: what is committed cannot be done again, whatever the options.
+    txn="|".join(STATE.pending) or "none",
+    tile=r"s\d{4}p\d{5}",
+    attempt=r"\d+",
+    number=r"\d+",
+    table="|".join(DATASET.tables),
+
+
+def missing(*paths):
+    """Whether any of some files below the results is missing: what is there is final and needs no rule."""
+    return not all((Path(RESULTS) / path).exists() for path in paths)
+
+
+def plan_of(wildcards):
+    """The plan file that holds a transaction; always an input, but its time does not count."""
+    return ancient(f"{RESULTS}/ingest/plan_{STATE.pending[wildcards.txn].wave}.json")
+
+
+def started(wildcards):
+    """The record of the present attempt of a transaction."""
+    name = wildcards.txn
+    return f"{RESULTS}/ingest/transactions/{name}.{STATE.pending[name].attempt}.started.json"
+
+
+def aborted_before(wildcards):
+    """The record that the attempt before was aborted."""
+    attempt = int(wildcards.attempt)
+    return (
+        [f"{RESULTS}/ingest/transactions/{wildcards.txn}.aborted.{attempt - 1}.json"]
+        if attempt
+        else []
+    )
+
+
+def loaded_tiles(wildcards):
+    """The manifests of all that a transaction loads."""
+    transaction = STATE.pending[wildcards.txn]
+    tiles = [
+        *transaction.tiles,
+        *(["regular"] if transaction.regular and LOADED_REGULAR else []),
+    ]
+    return [f"{RESULTS}/ingest/{transaction.name}/{tile}.json" for tile in tiles]
+
+
+def chunks_in(wildcards):
+    """How many chunks a tile has in its transaction."""
+    return len(expand_ranges(STATE.pending[wildcards.txn].tiles[wildcards.tile]))
+
+
+def lock_of(wildcards):
+    """The lock that keeps two jobs from working on one tile: one may outlive a driver that was killed."""
+    return f"{RESULTS}/locks/{wildcards.txn}/{wildcards.get('tile', 'regular')}"
+
+
+def bulk(path, keep):
+    """A folder of bulk files, which vanishes after use unless the configuration keeps it."""
+    return directory(path) if config["keep"][keep] else temp(directory(path))
+
+
+def committed_records(pending_only=False):
+    """The records of committed transactions, of those that this run will commit, or of both."""
+    names = [
+        t.name
+        for t in STATE.transactions.values()
+        if t.name in STATE.pending or (t.committed and not pending_only)
+    ]
+    return [f"{RESULTS}/ingest/transactions/{name}.committed.json" for name in names]
+
+
+def all_targets():
+    """What the workflow makes: pending commits and the published database, or the partitioned tiles if there is no store."""
+    targets = [f"{RESULTS}/configs/partitioner/{name}.cfg" for name in PARTITIONED]
+    if LOADS:
+        return (
+            targets
+            + committed_records(pending_only=True)
+            + [f"{RESULTS}/{STATE.publication()}"]
+        )
+    return targets + [
+        f"{RESULTS}/partitioned/{t.name}/{tile}.json"
+        for t in STATE.pending.values()
+        for tile in t.tiles
+    ]
+
+
+def only_targets():
+    """The manifests of the tiles that hold the chunks of the configuration's key `only`."""
+    if "only" not in config:
+        raise WorkflowError(
+            "the target load needs to know which chunks: --config only=40000:40010"
+        )
+    try:
+        chunks = select_chunks(
+            config["only"], DATASET.chunker, CONFIG_FOLDER, "only"
+        ).chunks
+        return [
+            f"{RESULTS}/ingest/{name}/{tile}.json"
+            for name, tile in tiles_with(STATE, chunks)
+        ]
+    except SkymillError as error:
+        raise WorkflowError(str(error)) from None
+
+
+ALL_TARGETS = all_targets()

@@ -1,0 +1,49 @@
+"""Generates a tile: CSV files of each chunk and table, and the halo of each director.
+
+Reads the plan, the visits and the density maps; makes generated/<txn>/<tile>/ and its manifest beside it.
+"""
+
+
+rule generate_tile:
+    input:
+        plan=plan_of,
+        visits=ancient(expand("<results>/visits/{name}.npz", name=REGULAR)),
+        maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
+    output:
+        bulk=bulk("<results>/generated/{txn}/{tile}", "generated"),
+        manifest="<results>/generated/{txn}/{tile}.json",
+    log:
+        "<results>/logs/generate_tile/{txn}/{tile}.log",
+    benchmark:
+        "<results>/benchmarks/generate_tile/{txn}/{tile}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        **COMMON,
+        lock=lock_of,
+    message:
+        "generating tile {wildcards.tile} of {wildcards.txn}"
+    script:
+        "../../scripts/generate_tile.py"
+
+
+rule check_edges:
+    input:
+        visits=ancient(expand("<results>/visits/{name}.npz", name=REGULAR)),
+        maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
+    output:
+        "<results>/check_edges.txt",
+    log:
+        "<results>/logs/check_edges.log",
+    conda:
+        "../../environment.yml"
+    params:
+        **COMMON,
+    message:
+        "comparing edges that are made alone with those of complete chunks"
+    script:
+        "../../scripts/check_edges.py"

@@ -1,0 +1,35 @@
+"""Partitions a tile: chunk files of each table, and overlap files of each director.
+
+Reads generated/<txn>/<tile>/ and its manifest; makes partitioned/<txn>/<tile>/ and its manifest beside it.
+"""
+
+
+rule partition_tile:
+    input:
+        bulk="<results>/generated/{txn}/{tile}",
+        manifest="<results>/generated/{txn}/{tile}.json",
+    output:
+        bulk=(
+            bulk("<results>/partitioned/{txn}/{tile}", "partitioned")
+            if LOADS
+            else directory("<results>/partitioned/{txn}/{tile}")
+        ),
+        manifest="<results>/partitioned/{txn}/{tile}.json",
+    log:
+        "<results>/logs/partition_tile/{txn}/{tile}.log",
+    benchmark:
+        "<results>/benchmarks/partition_tile/{txn}/{tile}.tsv"
+    priority: 10
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        **COMMON,
+        lock=lock_of,
+    message:
+        "partitioning tile {wildcards.tile} of {wildcards.txn}"
+    script:
+        "../../scripts/partition_tile.py"

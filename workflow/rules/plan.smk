@@ -1,0 +1,41 @@
+"""The plan: which chunk belongs to which transaction and tile, and what is derived from the configuration.
+
+Makes ingest/plan_<wave>.json, if selected chunks are in no plan yet, and configs/partitioner/<Table>.cfg.
+"""
+
+if STATE.new_wave is not None:
+
+    rule plan_wave:
+        output:
+            f"<results>/ingest/plan_{STATE.new_wave['wave']}.json",
+        log:
+            f"<results>/logs/plan_wave/{STATE.new_wave['wave']}.log",
+        priority: 100
+        localrule: True
+        conda:
+            "../../environment.yml"
+        params:
+            **COMMON,
+            wave=STATE.new_wave,
+        message:
+            f"planning {STATE.new_wave['chunks']} new chunks in {len(STATE.new_wave['transactions'])} transaction(s)"
+        script:
+            "../../scripts/plan_wave.py"
+
+
+if missing(*(f"configs/partitioner/{name}.cfg" for name in PARTITIONED)):
+
+    rule write_configs:
+        output:
+            expand("<results>/configs/partitioner/{name}.cfg", name=PARTITIONED),
+        log:
+            "<results>/logs/write_configs.log",
+        localrule: True
+        conda:
+            "../../environment.yml"
+        params:
+            **COMMON,
+        message:
+            "deriving the configurations of other tools"
+        script:
+            "../../scripts/write_configs.py"

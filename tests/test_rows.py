@@ -25,30 +25,24 @@ def split_slowly(text: bytes, delimiter: int, escape: int | None, quote: int | N
     """Where the fields of each row end, character by character; ValueError if a quote is open at the end of a line."""
     result, ends, start, position = [], [], 0, 0
     while position < len(text):
-        if quote is not None and position == start and text[position] == quote:
+        if position == start and text[position] == quote:
             position += 1
-            while True:
-                if position >= len(text) or text[position] == 10:
+            while not (text[position] == quote and text[position + 1] in (delimiter, 10)):
+                if text[position] == 10:
                     raise ValueError("open quote")
-                if text[position] == escape or (text[position] == quote and text[position + 1] == quote):
-                    position += 2
-                elif text[position] == quote and text[position + 1] in (delimiter, 10):
-                    position += 1
-                    break
-                else:
-                    position += 1
-        elif text[position] == escape:
+                is_pair = text[position] == escape or (text[position] == quote and text[position + 1] == quote)
+                position += 2 if is_pair else 1
+            position += 1
+        if text[position] == escape:
             position += 2
             continue
-        if position < len(text) and text[position] in (delimiter, 10):
+        if text[position] in (delimiter, 10):
             ends.append(position)
             start = position + 1
-            if text[position] == 10:
-                result.append(ends)
-                ends = []
-            position += 1
-        elif position == start or text[position - 1] != quote or quote is None:
-            position += 1
+        if text[position] == 10:
+            result.append(ends)
+            ends = []
+        position += 1
     return result
 
 

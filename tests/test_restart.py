@@ -143,7 +143,7 @@ def test_bad_configuration_starts_nothing_and_leaves_nothing(tmp_path):
     config = small("0")
     config["partitioning"]["overlap_deg"] = 3.0
     printed = snakemake(tmp_path, config=write_config(tmp_path, config), ok=False)
-    assert "overlap_deg = 3.0: it must not exceed the height of a sub-stripe" in printed
+    assert "overlap_deg = 3: it must not exceed the height of a sub-stripe" in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "results").exists()
 

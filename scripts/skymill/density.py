@@ -50,14 +50,15 @@ _BASE_Y = np.array([1, 1, 1, 1, 0, 0, 0, 0, -1, -1, -1, -1, 0], dtype=np.float64
 _HALF_SIGN = np.array([[-1.0], [1.0]])  # the lower and the upper half of a pixel
 
 
-@functools.lru_cache(maxsize=1024)
 def box_area_sq_deg(box: Box) -> float:
     """Area of a box on the sphere, in square degrees."""
-    half_height = 0.5 * (box.dec_max_deg - box.dec_min_deg)
-    middle = 0.5 * (box.dec_min_deg + box.dec_max_deg)
-    # sin(dec_max) - sin(dec_min), without the cancellation
-    height = 2.0 * sin_deg(half_height) * cos_deg(middle)
-    return (box.ra_max_deg - box.ra_min_deg) * height * _DEG_PER_RAD
+    return (box.ra_max_deg - box.ra_min_deg) * _sine_difference(box.dec_min_deg, box.dec_max_deg) * _DEG_PER_RAD
+
+
+@functools.lru_cache(maxsize=1024)
+def _sine_difference(dec_min_deg: float, dec_max_deg: float) -> float:
+    """sin(dec_max) - sin(dec_min), without the cancellation; all chunks of a stripe ask for the same."""
+    return 2.0 * sin_deg(0.5 * (dec_max_deg - dec_min_deg)) * cos_deg(0.5 * (dec_min_deg + dec_max_deg))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -119,7 +119,7 @@ class Chunker:
             ],
             dtype=np.int32,
         )
-        self._sub_chunks_in_chunk = np.empty(n_sub_stripes, dtype=np.int32)
+        self.sub_chunks_in_chunk = np.empty(n_sub_stripes, dtype=np.int32)
         self._sub_chunk_width = np.empty(n_sub_stripes)
         self.alpha_deg = np.empty(n_sub_stripes)
         # Declinations at which a point of the sub-stripe belongs to the overlap of the one below or above it.
@@ -136,13 +136,13 @@ class Chunker:
                     f"overlap_deg = {overlap_deg}: in sub-stripe {s} (dec {dec_min:.6g} to {dec_max:.6g}) it spans {alpha:.6g} "
                     f"deg of RA, more than a sub-chunk's width of {width:.6g} deg; use a smaller overlap or fewer sub-stripes"
                 )
-            self._sub_chunks_in_chunk[s], self._sub_chunk_width[s], self.alpha_deg[s] = per_chunk, width, alpha
+            self.sub_chunks_in_chunk[s], self._sub_chunk_width[s], self.alpha_deg[s] = per_chunk, width, alpha
             if s > 0:
                 self._below_deg[s] = max(dec_min, -90.0) + self.overlap_deg
             if s < n_sub_stripes - 1:
                 self._above_deg[s] = min(dec_max, 90.0) - self.overlap_deg
-        self._max_sub_chunks = int(self._sub_chunks_in_chunk.max())
-        self._sub_chunks_in_stripe = self._sub_chunks_in_chunk * np.repeat(self.chunks_in_stripe, num_sub_stripes)
+        self._max_sub_chunks = int(self.sub_chunks_in_chunk.max())
+        self._sub_chunks_in_stripe = self.sub_chunks_in_chunk * np.repeat(self.chunks_in_stripe, num_sub_stripes)
         sub_stripes = np.arange(n_sub_stripes, dtype=np.int32)
         self._first_chunk = (sub_stripes // num_sub_stripes) * (2 * num_stripes)
         self._first_sub_chunk = (sub_stripes % num_sub_stripes) * self._max_sub_chunks
@@ -267,7 +267,7 @@ class Chunker:
 
     def _ids(self, sub_stripe: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Chunk and sub-chunk ids of sub-chunks that are counted along their stripe."""
-        position, sub_chunk = np.divmod(along, self._sub_chunks_in_chunk[sub_stripe])
+        position, sub_chunk = np.divmod(along, self.sub_chunks_in_chunk[sub_stripe])
         position += self._first_chunk[sub_stripe]
         sub_chunk += self._first_sub_chunk[sub_stripe]
         return position, sub_chunk

@@ -220,6 +220,11 @@ def _holds_loads(root: Path, name: str) -> bool:
     return next((root / "ingest" / name).glob("*/chunk_*.json"), None) is not None
 
 
+def jobs_at_once(settings) -> int:  # noqa: ANN001 - of Snakemake
+    """How many jobs may run at a time by Snakemake's settings of resources: on local cores, or on a cluster."""
+    return max(settings.cores or 1, settings.nodes or 1)
+
+
 def poison_path(root: Path, name: str, attempt: int) -> Path:
     """The mark that an attempt of a transaction must be aborted."""
     return root / "ingest" / "transactions" / f"{name}.{attempt}.poisoned.json"

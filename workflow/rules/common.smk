@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 from skymill.config import Dataset
 from skymill.errors import SkymillError
 from skymill.inputs import check_files
-from skymill.plan import State, tiles_with
+from skymill.plan import State, jobs_at_once, tiles_with
 from skymill.schema import read_yaml
 from skymill.selection import expand_ranges, select_chunks
 

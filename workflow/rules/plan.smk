@@ -1,7 +1,25 @@
 """The plan: which chunk belongs to which transaction and tile, and what is derived from the configuration.
 
-Makes ingest/plan_<wave>.json, if selected chunks are in no plan yet, and configs/partitioner/<Table>.cfg.
+Makes ingest/plan_<wave>.json, if selected chunks are in no plan yet, and with it plan.json and plan.md (which the target `plan` makes
+alone, at any time); and configs/partitioner/<Table>.cfg.
 """
+
+
+rule plan:
+    log:
+        "<results>/logs/plan.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        **COMMON,
+        transactions=len(STATE.transactions),
+        jobs=jobs_at_once(workflow.resource_settings),
+    message:
+        "forecasting rows, bytes, disk and time of the selection"
+    script:
+        "../../scripts/plan_survey.py"
+
 
 if STATE.new_wave is not None:
 
@@ -17,6 +35,7 @@ if STATE.new_wave is not None:
         params:
             **COMMON,
             wave=STATE.new_wave,
+            jobs=jobs_at_once(workflow.resource_settings),
         message:
             f"planning {STATE.new_wave['chunks']} new chunks in {len(STATE.new_wave['transactions'])} transaction(s)"
         script:

@@ -137,7 +137,7 @@ def test_anchors_and_merge_keys_of_yaml_are_read(tmp_path):
 # -- keys and values --------------------------------------------------------------------------------------------------
 
 UNKNOWN = [
-    (change("databse", "x"), r'unknown key "databse"; allowed are chunks, .*; did you mean "database"\?'),
+    (change("databse", "x"), r'unknown key "databse"; allowed are check_disk, chunks, .*; did you mean "database"\?'),
     (change("tables.Object.densty", 1), r'tables\.Object: unknown key "densty"; .*; did you mean "density"\?'),
     (change("partitioning.overlap", 1), r'partitioning: unknown key "overlap".* did you mean "overlap_deg"\?'),
     (change("tables.Object.columns.0.typ", "INT"), r'tables\.Object\.columns\[0\]: unknown key "typ".*"type"\?'),

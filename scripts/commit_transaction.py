@@ -1,16 +1,26 @@
 """Commit a transaction: all its tiles are loaded, and from now on they are final.
 
-Reads the manifests of its tiles; writes ``ingest/transactions/<txn>.committed.json``. Fails if a manifest belongs to another attempt, or
-the store refuses.
+Reads the plan and the manifests of its tiles; writes ``ingest/transactions/<txn>.committed.json``, and removes bulk files that a killed run
+has left behind. Fails if a chunk is missing because it has failed, a manifest belongs to another attempt, or the store refuses.
 """
 
+import shutil
 from pathlib import Path
 
 from ingest_tile import add_rows, poisoning, refuse_poisoned
 from skymill.errors import SkymillError
+from skymill.failures import refuse_missing
 from skymill.files import read_json, write_json
+from skymill.retries import planned_chunks
 from skymill.step import log, start_step
 from skymill.stores import open_store
+
+
+def remove_leftovers(root: Path, manifests: list[dict]) -> None:
+    """Remove bulk files of loaded tiles that are not to be kept: a driver was killed before it could."""
+    for manifest in manifests:
+        for stage in manifest.get("temporary", ()):
+            shutil.rmtree(root / stage / manifest["transaction"] / manifest["tile"], ignore_errors=True)
 
 
 def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
@@ -19,21 +29,23 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     started = read_json(snakemake.input.started)
     transaction_id = started["id"]
     refuse_poisoned(dataset.results, started)
+    name = snakemake.wildcards.txn
+    planned = planned_chunks(dataset.results, name)
     rows: dict[str, int] = {}
-    chunks = 0
-    for path in snakemake.input.tiles:
-        manifest = read_json(path)
+    manifests = [read_json(path) for path in snakemake.input.tiles]
+    for path, manifest in zip(snakemake.input.tiles, manifests, strict=True):
         if manifest["transaction_id"] != transaction_id:
             raise SkymillError(
                 f"{path} was loaded in transaction {manifest['transaction_id']}, not in {transaction_id}; remove it and run again"
             )
-        chunks += manifest["chunks"]
         add_rows(rows, manifest["rows"])
+    refuse_missing(dataset.results, name, planned, [manifest["ids"] for manifest in manifests])
     with poisoning(dataset.results, started):
         open_store(dataset, dataset.results).commit(transaction_id)
-    committed = {"transaction": snakemake.wildcards.txn, "id": transaction_id, "chunks": chunks, "rows": rows}
+    committed = {"transaction": name, "id": transaction_id, "chunks": len(planned), "rows": rows}
     write_json(Path(snakemake.output[0]), committed)
-    log.info("committed transaction %s: %d chunks", transaction_id, chunks)
+    remove_leftovers(dataset.results, manifests)
+    log.info("committed transaction %s: %d chunks", transaction_id, len(planned))
 
 
 if "snakemake" in globals():

@@ -5,7 +5,8 @@ Reads the chunk ids of the tile from the plan, the visits, and density maps. Wri
 both a small binary file of places (``.places.npy``, see `skymill.places`). Rows already end with their chunkId and subChunkId, so that
 partitioning need not move them again. A table without rows in a chunk has no file. Last comes the manifest.
 
-Fails if a user's generator makes what it should not, or the disk is full; files then have not taken their names.
+A chunk that fails, because a user's generator makes what it should not, does not stop the others: see `skymill.failures`. Fails if all of
+them fail, or the disk is full; files then have not taken their names.
 """
 
 import contextlib
@@ -17,9 +18,11 @@ import numpy as np
 from skymill.columns import Rows, Values
 from skymill.config import Dataset, Table
 from skymill.density import HealpixDensity
+from skymill.failures import TileFailures
 from skymill.files import lock, write_json
 from skymill.places import places_of, save_places
-from skymill.plan import read_tile
+from skymill.plan import loaded_chunks, present_id
+from skymill.retries import own_chunks
 from skymill.rowmaker import BoxStreams, RowMaker, load_density
 from skymill.step import Stopwatch, log, start_step
 from skymill.textfile import TableFile
@@ -87,8 +90,20 @@ def generate_chunk(
     return files
 
 
-def generate_tile(dataset: Dataset, maker: RowMaker, chunks: Iterable[int], folder: Path) -> dict:
+def generate_tile(
+    dataset: Dataset, maker: RowMaker, chunks: Iterable[int], folder: Path, failures: TileFailures | None = None
+) -> dict:
     """Generate the chunks of a tile.
+
+    Parameters
+    ----------
+    dataset : `Dataset`
+    maker : `RowMaker`
+    chunks : iterable of `int`
+    folder : `pathlib.Path`
+        Where the files go.
+    failures : `TileFailures`, optional
+        Takes the chunks that fail; without it their errors go on.
 
     Returns
     -------
@@ -98,10 +113,15 @@ def generate_tile(dataset: Dataset, maker: RowMaker, chunks: Iterable[int], fold
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, dict] = {}
     for chunk in chunks:
-        entry = made[str(chunk)] = {}
-        for director in dataset.tables_of("director"):
-            for name, file in generate_chunk(maker, director, chunk, folder).items():
-                entry[name] = {"rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
+        with failures.catch(chunk) if failures else contextlib.nullcontext():
+            entry = {}
+            for director in dataset.tables_of("director"):
+                for name, file in generate_chunk(maker, director, chunk, folder).items():
+                    entry[name] = {"rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
+            made[str(chunk)] = entry
+        if str(chunk) not in made:
+            for path in folder.glob(f"chunk_{chunk}_*"):
+                path.unlink()
     return made
 
 
@@ -122,16 +142,22 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     """Run the step for the rule ``generate_tile``."""
     watch = Stopwatch()
     dataset = start_step(snakemake)
-    results = dataset.results
-    chunks = read_tile(Path(snakemake.input.plan), snakemake.wildcards.txn, snakemake.wildcards.tile)
+    results, name, tile = dataset.results, snakemake.wildcards.txn, snakemake.wildcards.tile
     with lock(Path(snakemake.params.lock)):
+        chunks = own_chunks(results, name, tile).tolist()
+        if dataset.config["ingest"]["store"] != "none" and not any(dataset.config["keep"].values()):
+            # What is loaded need not be made again, where a job before this one was killed and its files are gone.
+            loaded = loaded_chunks(results, name, tile, present_id(results, name))
+            chunks = [chunk for chunk in chunks if chunk not in loaded]
         maker = make_maker(dataset, results / "visits", results / "density")
-        made = generate_tile(dataset, maker, chunks.tolist(), Path(snakemake.output.bulk))
+        failures = TileFailures(results, name, tile, "generate")
+        made = generate_tile(dataset, maker, chunks, Path(snakemake.output.bulk), failures)
+        failures.settle(len(made))
         columns = {t.name: [c.name for c in t.stored_columns] for t in dataset.tables_of("director", "child")}
         manifest = {
             "stage": "generated",
-            "transaction": snakemake.wildcards.txn,
-            "tile": snakemake.wildcards.tile,
+            "transaction": name,
+            "tile": tile,
             "fingerprint": snakemake.params.fingerprint,
             "columns": columns,
             "chunks": made,

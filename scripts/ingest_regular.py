@@ -38,6 +38,7 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
             "transaction_id": transaction_id,
             "tile": "regular",
             "chunks": 0,
+            "ids": "",
             "rows": loaded,
             **watch.read(),
         }

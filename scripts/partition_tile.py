@@ -5,15 +5,18 @@ generated file under a second name, since its rows were made for this chunk and 
 each row's place is computed once more, and a difference is an error. Overlap rows, of the chunk itself and of the halo, are copied as
 bytes with the place that they have in the overlap, ordered by sub-chunk, home chunk, box and row. Last comes the manifest.
 
-Fails if a generated file does not match its manifest or its places.
+A chunk that fails, because a generated file does not match its manifest or its places, does not stop the others: see `skymill.failures`.
+Fails if all of them fail.
 """
 
 from pathlib import Path
 
 from skymill.config import Dataset
 from skymill.errors import SkymillError
+from skymill.failures import TileFailures
 from skymill.files import link_or_copy, lock, read_json, write_json
 from skymill.overlap import write_overlap
+from skymill.retries import own_chunks
 from skymill.step import Stopwatch, log, start_step
 
 
@@ -67,10 +70,17 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
         generated = read_json(snakemake.input.manifest)
         for table in dataset.tables_of("director", "child"):
             (target / table.name).mkdir(parents=True, exist_ok=True)
-        made = {
-            chunk: partition_chunk(dataset, int(chunk), entry, source, target)
-            for chunk, entry in generated["chunks"].items()
-        }
+        name, tile = snakemake.wildcards.txn, snakemake.wildcards.tile
+        own = set(own_chunks(dataset.results, name, tile).tolist())
+        failures = TileFailures(dataset.results, name, tile, "partition")
+        made = {}
+        for chunk in [int(chunk) for chunk in generated["chunks"] if int(chunk) in own]:
+            with failures.catch(chunk):
+                made[str(chunk)] = partition_chunk(dataset, chunk, generated["chunks"][str(chunk)], source, target)
+            if str(chunk) not in made:
+                for path in [*target.glob(f"*/chunk_{chunk}.txt"), *target.glob(f"*/chunk_{chunk}_overlap.txt")]:
+                    path.unlink()
+        failures.settle(len(made))
         manifest = {**generated, "stage": "partitioned", "chunks": made, **watch.read()}
         write_json(Path(snakemake.output.manifest), manifest)
     log.info("partitioned %d chunks in %.1f s", len(made), manifest["seconds"])

@@ -7,15 +7,19 @@ final: it has no rule, so that nothing can do it again.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .config import Dataset, fingerprint_of, identity_changes
-from .errors import ConfigError
+from .errors import ConfigError, SkymillError
 from .files import read_json
+from .retries import home_tile, plan_path, retry_path, with_retries
 from .selection import Selection, expand_ranges, format_ranges, group_tiles
 
 
@@ -30,12 +34,15 @@ class Transaction:
     wave : `int`
         The plan file that holds it.
     tiles : `dict` [`str`, `str`]
-        Chunk ids of each tile, as ranges.
+        Chunk ids of each tile, as ranges; with the retries of chunks that failed.
     regular : `bool`
         Whether it also loads the regular tables.
     attempt : `int`
         How often it has been poisoned; each attempt is a new transaction of the store.
     committed : `bool`
+        Whether it is final in the store.
+    partitioned : `bool`
+        Whether all its chunks were found to be partitioned; the end of the way without a store.
     """
 
     name: str
@@ -44,6 +51,7 @@ class Transaction:
     regular: bool
     attempt: int
     committed: bool
+    partitioned: bool
 
     def chunks(self) -> np.ndarray:
         """Its chunk ids (int64)."""
@@ -94,13 +102,15 @@ class State:
         assigned = [t.chunks() for t in transactions.values()]
         missing = np.setdiff1d(selection.chunks, np.concatenate(assigned)) if assigned else selection.chunks
         new_wave = None
+        loads = dataset.config["ingest"]["store"] != "none"
         if len(missing):
             new_wave = _deal_wave(dataset, identity, len(waves), len(transactions), missing)
             transactions |= _transactions(root, new_wave)
         pending = {
             t.name: t
             for t in transactions.values()
-            if not t.committed and (np.isin(t.chunks(), selection.chunks).any() or _holds_loads(root, t.name))
+            if not (t.committed or (t.partitioned and not loads))
+            and (np.isin(t.chunks(), selection.chunks).any() or _holds_loads(root, t.name))
         }
         state = cls(root, dataset, selection, identity, transactions, pending, new_wave)
         state._refuse_growth()
@@ -128,6 +138,32 @@ class State:
         moved = published["absolute"] not in (None, str(self.root.resolve()))
         return moved or not (self.root / published["database"]).exists()
 
+    def plan_of(self, name: str, tile: str | None = None) -> Path:
+        """The plan file that holds a transaction, or a tile of it."""
+        if tile is not None and tile != home_tile(tile):
+            return retry_path(self.root, name, tile)
+        return plan_path(self.root, self.transactions[name].wave)
+
+    def missing_chunks(self, name: str, tile: str) -> int:
+        """How many chunks of a tile in a pending transaction are not loaded yet, by the names of its sentinels."""
+        chunks = expand_ranges(self.pending[name].tiles[tile])
+        if home_tile(tile) not in self._begun[name]:
+            return len(chunks)
+        loaded = _names_in(self.root / "ingest" / name / home_tile(tile))
+        return sum(f"chunk_{chunk}.json" not in loaded for chunk in chunks.tolist())
+
+    @functools.cached_property
+    def _begun(self) -> dict[str, set[str]]:
+        """What there is of the loads of each pending transaction."""
+        records = _names_in(self.root / "ingest" / "transactions")
+        # Sentinels of an attempt before are removed when that is aborted, which comes before the next is started.
+        return {
+            t.name: _names_in(self.root / "ingest" / t.name)
+            if f"{t.name}.{t.attempt}.started.json" in records
+            else set()
+            for t in self.pending.values()
+        }
+
     def _refuse_growth(self) -> None:
         """A published Qserv database is frozen."""
         if self.store == "qserv" and self.pending and (self.root / "ingest" / "published.json").exists():
@@ -144,11 +180,6 @@ class State:
             return "ingest/published.json"
         number = sum(1 for _ in (self.root / "ingest" / "publications").glob("*.json"))
         return f"ingest/publications/{number}.json"
-
-
-def plan_path(root: Path, wave: int) -> Path:
-    """The plan file of a wave."""
-    return root / "ingest" / f"plan_{wave}.json"
 
 
 def read_waves(root: Path, identity: dict) -> list[dict]:
@@ -173,19 +204,52 @@ def read_waves(root: Path, identity: dict) -> list[dict]:
 
 
 def _transactions(root: Path, wave: dict) -> dict[str, Transaction]:
-    folder = root / "ingest" / "transactions"
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = _names_in(root / "ingest" / "transactions")
+    partitioned = _names_in(root / "partitioned")
+    retried = _names_in(root / "ingest" / "retries")
     return {
         name: Transaction(
             name=name,
             wave=wave["wave"],
-            tiles=tiles,
+            tiles=with_retries(root, name, tiles)
+            if name in retried and f"{name}.committed.json" not in names
+            else tiles,
             regular=wave.get("regular") == name,
-            attempt=next(attempt for attempt in itertools.count() if f"{name}.{attempt}.poisoned.json" not in names),
+            attempt=_attempt(names, name),
             committed=f"{name}.committed.json" in names,
+            partitioned=f"{name}.json" in partitioned,
         )
         for name, tiles in wave["transactions"].items()
     }
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _attempt(names: set[str], name: str) -> int:
+    return next(attempt for attempt in itertools.count() if f"{name}.{attempt}.poisoned.json" not in names)
+
+
+def present_id(root: Path, name: str) -> str | None:
+    """The store's id of the present attempt of a transaction; None if that is not started."""
+    folder = root / "ingest" / "transactions"
+    path = folder / f"{name}.{_attempt(_names_in(folder), name)}.started.json"
+    return read_json(path)["id"] if path.exists() else None
+
+
+def loaded_chunks(root: Path, name: str, tile: str, transaction_id: str | None) -> dict[int, dict[str, int]]:
+    """The chunks of a tile with a sentinel that counts, which is one of the present attempt: the rows of each table."""
+    found = {}
+    for path in (root / "ingest" / name / home_tile(tile)).glob("chunk_*.json") if transaction_id else ():
+        with contextlib.suppress(SkymillError):  # one that an abort removes just now
+            sentinel = read_json(path)
+            if sentinel["transaction_id"] == transaction_id:
+                found[sentinel["chunk"]] = sentinel["rows"]
+    return found
 
 
 def _deal_wave(dataset: Dataset, identity: dict, wave: int, used: int, chunks: np.ndarray) -> dict:
@@ -228,11 +292,6 @@ def jobs_at_once(settings) -> int:  # noqa: ANN001 - of Snakemake
 def poison_path(root: Path, name: str, attempt: int) -> Path:
     """The mark that an attempt of a transaction must be aborted."""
     return root / "ingest" / "transactions" / f"{name}.{attempt}.poisoned.json"
-
-
-def read_tile(path: Path, transaction: str, tile: str) -> np.ndarray:
-    """The chunk ids of a tile in a transaction, from a plan file (int64)."""
-    return expand_ranges(read_json(path)["transactions"][transaction][tile])
 
 
 def tiles_with(state: State, chunks: np.ndarray) -> list[tuple[str, str]]:

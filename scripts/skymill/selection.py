@@ -93,7 +93,7 @@ def select_chunks(chunks: object, chunker: Chunker, folder: Path, key: str = "ch
     chunker : `Chunker`
         The partitioning.
     folder : `pathlib.Path`
-        Folder against which files of ids are resolved.
+        Folder in which files of ids are looked for first; then it is the working directory.
     key : `str`
         Name of the key in messages.
 
@@ -109,9 +109,15 @@ def select_chunks(chunks: object, chunker: Chunker, folder: Path, key: str = "ch
         ids = chunks_in_region(chunks["region"], chunker)
         asked = len(ids)
     elif isinstance(chunks, dict):
-        ids, asked = _read_ids(folder / chunks["from"], chunker, f"{key}.from")
-        for name in chunks.get("except", []):
-            ids = np.setdiff1d(ids, _read_ids(folder / name, chunker, f"{key}.except")[0])
+        ids, asked = _read_ids(chunks["from"], folder, chunker, f"{key}.from")
+        if len(ids) and chunks.get("except"):
+            left_out = [_read_ids(name, folder, chunker, f"{key}.except")[0] for name in chunks["except"]]
+            ids = np.setdiff1d(ids, np.concatenate(left_out))
+            if not len(ids):
+                raise ConfigError(
+                    f"{key}: {chunks['from']} without {', '.join(chunks['except'])} holds no chunk; if the files that are left out say "
+                    "what is complete, nothing is left to do"
+                )
     else:
         text = ",".join(str(item) for item in chunks) if isinstance(chunks, list) else str(chunks)
         ids, asked = parse_ranges(text, chunker, key)
@@ -123,11 +129,16 @@ def select_chunks(chunks: object, chunker: Chunker, folder: Path, key: str = "ch
     return Selection(ids, asked)
 
 
-def _read_ids(path: Path, chunker: Chunker, key: str) -> tuple[np.ndarray, int]:
+def _read_ids(name: str, folder: Path, chunker: Chunker, key: str) -> tuple[np.ndarray, int]:
+    # Beside the configuration, as all files that it names; or where results are, as on the command line.
+    path = next((path for path in (folder / name, Path(name)) if path.exists()), folder / name)
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(f"{key}: cannot read the file of chunk ids {path}: {error.strerror}") from None
+        raise ConfigError(
+            f"{key}: cannot read the file of chunk ids {path}: {error.strerror}; it is looked for beside the configuration, then in "
+            "the working directory"
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{key}: {path} is no text file of chunk ids; write ids and ranges, one a line") from None
     return parse_ranges(text, chunker, f"{key} ({path.name})")

@@ -11,8 +11,10 @@ from skymill.config import Dataset
 from skymill.errors import SkymillError
 from skymill.inputs import check_files
 from skymill.plan import State, jobs_at_once, tiles_with
+from skymill.progress import Reporter
+from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
-from skymill.selection import expand_ranges, select_chunks
+from skymill.selection import select_chunks
 
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
 
@@ -45,7 +47,7 @@ COMMON = {"folder": str(CONFIG_FOLDER), "fingerprint": STATE.fingerprint}
 wildcard_constraints:
     # Only pending transactions have rules: what is committed cannot be done again, whatever the options.
     txn="|".join(STATE.pending) or "none",
-    tile=r"s\d{4}p\d{5}",
+    tile=TILE,
     attempt=r"\d+",
     number=r"\d+",
     table="|".join(DATASET.tables),
@@ -57,8 +59,8 @@ def missing(*paths):
 
 
 def plan_of(wildcards):
-    """The plan file that holds a transaction; always an input, but its time does not count."""
-    return ancient(f"{RESULTS}/ingest/plan_{STATE.pending[wildcards.txn].wave}.json")
+    """The plan file that holds a transaction or a tile; always an input, but its time does not count."""
+    return ancient(str(STATE.plan_of(wildcards.txn, wildcards.get("tile"))))
 
 
 def started(wildcards):
@@ -77,24 +79,24 @@ def aborted_before(wildcards):
     )
 
 
-def loaded_tiles(wildcards):
-    """The manifests of all that a transaction loads."""
+def manifests(wildcards):
+    """The manifests of all tiles of a transaction: loaded, or partitioned if there is no store."""
     transaction = STATE.pending[wildcards.txn]
-    tiles = [
-        *transaction.tiles,
-        *(["regular"] if transaction.regular and LOADED_REGULAR else []),
-    ]
-    return [f"{RESULTS}/ingest/{transaction.name}/{tile}.json" for tile in tiles]
+    stage = "ingest" if LOADS else "partitioned"
+    regular = LOADS and transaction.regular and LOADED_REGULAR
+    tiles = [*transaction.tiles, *(["regular"] if regular else [])]
+    return [f"{RESULTS}/{stage}/{transaction.name}/{tile}.json" for tile in tiles]
 
 
-def chunks_in(wildcards):
-    """How many chunks a tile has in its transaction."""
-    return len(expand_ranges(STATE.pending[wildcards.txn].tiles[wildcards.tile]))
+def missing_chunks(wildcards):
+    """How many chunks of a tile are still to be loaded."""
+    return STATE.missing_chunks(wildcards.txn, wildcards.tile)
 
 
 def lock_of(wildcards):
     """The lock that keeps two jobs from working on one tile: one may outlive a driver that was killed."""
-    return f"{RESULTS}/locks/{wildcards.txn}/{wildcards.get('tile', 'regular')}"
+    tile = home_tile(wildcards.get("tile", "regular"))
+    return f"{RESULTS}/locks/{wildcards.txn}/{tile}"
 
 
 def bulk(path, keep):
@@ -121,11 +123,7 @@ def all_targets():
             + committed_records(pending_only=True)
             + [f"{RESULTS}/{STATE.publication()}"]
         )
-    return targets + [
-        f"{RESULTS}/partitioned/{t.name}/{tile}.json"
-        for t in STATE.pending.values()
-        for tile in t.tiles
-    ]
+    return targets + [f"{RESULTS}/partitioned/{name}.json" for name in STATE.pending]
 
 
 def only_targets():
@@ -147,3 +145,4 @@ def only_targets():
 
 
 ALL_TARGETS = all_targets()
+PROGRESS = Reporter(STATE, workflow.output_settings)

@@ -22,11 +22,12 @@ rule generate_tile:
     resources:
         mem_mb=1000,
         runtime=60,
+        chunks=missing_chunks,
     params:
         **COMMON,
         lock=lock_of,
     message:
-        "generating tile {wildcards.tile} of {wildcards.txn}"
+        "generating tile {wildcards.tile} of {wildcards.txn}, missing chunks: {resources.chunks}"
     script:
         "../../scripts/generate_tile.py"
 

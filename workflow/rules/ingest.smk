@@ -82,11 +82,12 @@ rule ingest_tile:
     resources:
         mem_mb=1000,
         runtime=60,
+        chunks=missing_chunks,
     params:
         **COMMON,
         lock=lock_of,
     message:
-        "loading tile {wildcards.tile} of {wildcards.txn}"
+        "loading tile {wildcards.tile} of {wildcards.txn}, missing chunks: {resources.chunks}"
     script:
         "../../scripts/ingest_tile.py"
 
@@ -117,7 +118,7 @@ rule ingest_regular:
 rule commit_transaction:
     input:
         started=started,
-        tiles=loaded_tiles,
+        tiles=manifests,
     output:
         "<results>/ingest/transactions/{txn}.committed.json",
     log:
@@ -159,16 +160,18 @@ if LOADS and STATE.needs_publish():
 
 rule load:
     input:
-        lambda wildcards: only_targets(),
+        tiles=lambda wildcards: only_targets(),
     log:
         "<results>/logs/load.log",
     localrule: True
     conda:
         "../../environment.yml"
+    params:
+        **COMMON,
     message:
-        "loaded the tiles that were asked for"
-    shell:
-        "echo {input} > {log}"
+        "looking whether the chunks that were asked for are loaded"
+    script:
+        "../../scripts/check_loaded.py"
 
 
 rule check_ingest:

@@ -1,6 +1,7 @@
 """Partitions a tile: chunk files of each table, and overlap files of each director.
 
-Reads generated/<txn>/<tile>/ and its manifest; makes partitioned/<txn>/<tile>/ and its manifest beside it.
+Reads generated/<txn>/<tile>/ and its manifest; makes partitioned/<txn>/<tile>/ and its manifest beside it. Without a store also
+partitioned/<txn>.json when all of a transaction is partitioned.
 """
 
 
@@ -26,10 +27,31 @@ rule partition_tile:
     resources:
         mem_mb=1000,
         runtime=60,
+        chunks=missing_chunks,
     params:
         **COMMON,
         lock=lock_of,
     message:
-        "partitioning tile {wildcards.tile} of {wildcards.txn}"
+        "partitioning tile {wildcards.tile} of {wildcards.txn}, missing chunks: {resources.chunks}"
     script:
         "../../scripts/partition_tile.py"
+
+
+if not LOADS:
+
+    rule check_tiles:
+        input:
+            tiles=manifests,
+        output:
+            "<results>/partitioned/{txn}.json",
+        log:
+            "<results>/logs/check_tiles/{txn}.log",
+        localrule: True
+        conda:
+            "../../environment.yml"
+        params:
+            **COMMON,
+        message:
+            "looking whether all of {wildcards.txn} is partitioned"
+        script:
+            "../../scripts/check_tiles.py"

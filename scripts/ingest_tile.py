@@ -10,6 +10,7 @@ what was sent, once each, the transaction is marked as poisoned: other jobs stop
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def load_each(
     """
     left = dict(files)
     try:
-        for chunk, rows in load(store, transaction_id, tile, [file for chunk in files.values() for file in chunk]):
+        for chunk, rows in load(store, transaction_id, tile, list(itertools.chain.from_iterable(files.values()))):
             del left[chunk]
             failures.forget(chunk)
             yield chunk, rows

@@ -209,7 +209,7 @@ def test_a_refused_chunk_does_not_stop_the_others(tmp_path, files):
     failures = TileFailures(tmp_path, "t000", "s0000p00000", "load")
     assert [chunk for chunk, _ in load_each(store, "1", "s0000p00000", files, failures)] == [1, 2, 4, 6, 7, 8, 9, 10]
     assert store.loaded == [1, 2, 4, 6, 7, 8, 9, 10]
-    with pytest.raises(SkymillError, match="2 chunks .* chunk 3: chunk 3 is refused; the others are done"):
+    with pytest.raises(SkymillError, match=r"2 chunks .* chunk 3: chunk 3 is refused; the others are done"):
         failures.refuse()
     assert [failure["error"] for failure in read_failures(tmp_path, "t000")] == [
         "chunk 3 is refused",

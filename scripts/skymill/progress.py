@@ -57,7 +57,7 @@ class Sample:
 
 
 class Progress:
-    """Counts what is done of the transactions that are to be done.
+    """Counts what is done of all transactions, looking only at those that are to be done.
 
     Parameters
     ----------
@@ -65,8 +65,10 @@ class Progress:
 
     Attributes
     ----------
+    before : `int`
+        Chunks that are final already.
     total : `int`
-        Their chunks.
+        All chunks, those included.
     """
 
     def __init__(self, state: State):
@@ -76,7 +78,11 @@ class Progress:
             t.name: {tile: len(expand_ranges(ranges)) for tile, ranges in t.tiles.items()}
             for t in state.pending.values()
         }
-        self.total = sum(sum(tiles.values()) for tiles in self.tiles.values())
+        final = [t for t in state.transactions.values() if t.committed]
+        self.before = sum(len(t.chunks()) for t in final)
+        self.total = self.before + sum(sum(tiles.values()) for tiles in self.tiles.values())
+        records = [read_json(self.root / "ingest" / "transactions" / f"{t.name}.committed.json") for t in final]
+        self._rows_before = sum(sum(record["rows"].values()) for record in records)
         self._begun = time.time()
         #: Rows by manifest or sentinel; what was read once does not change.
         self._rows: dict[tuple[str, str], int] = {}
@@ -84,8 +90,8 @@ class Progress:
 
     def sample(self) -> Sample:
         """Look at the records."""
-        counts = dict.fromkeys(COSTS, 0)
-        rows = failed = 0
+        counts = dict.fromkeys(COSTS, self.before)
+        rows, failed = self._rows_before, 0
         for name, tiles in self.tiles.items():
             generated, partitioned, loaded = (
                 self._names(stage, name) for stage in ("generated", "partitioned", "ingest")
@@ -197,9 +203,10 @@ class Line:
         return "; ".join(parts)
 
     def fraction(self, sample: Sample) -> float:
-        """How much of all work is done."""
+        """How much of the work of this run and the ones before it that were broken off is done."""
         costs = COSTS if self.progress.loads else {"generated": 0.9, "partitioned": 0.1}
-        return sum(cost * getattr(sample, stage) for stage, cost in costs.items()) / max(self.progress.total, 1)
+        before, total = self.progress.before, self.progress.total
+        return sum(cost * (getattr(sample, stage) - before) for stage, cost in costs.items()) / max(total - before, 1)
 
 
 def short(number: float) -> str:
@@ -349,9 +356,8 @@ class Screen:
 
 def find_screen(logger: logging.Logger) -> Screen | None:
     """The terminal that Snakemake's messages go to; None if they go elsewhere."""
-    for handler in logger.handlers:
+    for handler in logger.handlers if os.environ.get("TERM", "dumb") != "dumb" else ():
         stream = getattr(handler, "stream", None)
         if not isinstance(handler, logging.FileHandler) and stream is not None and stream.isatty():
-            if os.environ.get("TERM", "dumb") != "dumb":
-                return Screen(handler)
+            return Screen(handler)
     return None

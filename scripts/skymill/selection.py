@@ -115,8 +115,8 @@ def select_chunks(chunks: object, chunker: Chunker, folder: Path, key: str = "ch
             ids = np.setdiff1d(ids, np.concatenate(left_out))
             if not len(ids):
                 raise ConfigError(
-                    f"{key}: {chunks['from']} without {', '.join(chunks['except'])} holds no chunk; if the files that are left out say "
-                    "what is complete, nothing is left to do"
+                    f"{key}: {chunks!r} selects no chunk, for the files under except leave nothing of {chunks['from']}; if they say what "
+                    "is complete, nothing is left to do"
                 )
     else:
         text = ",".join(str(item) for item in chunks) if isinstance(chunks, list) else str(chunks)

@@ -18,7 +18,6 @@ from .errors import SkymillError
 from .failures import read_failures
 from .files import read_json, write_json, write_text
 from .plan import State, Transaction, loaded_chunks, present_id
-from .retries import TILE
 from .selection import format_ranges
 
 #: How far a chunk can come, in order.

@@ -23,21 +23,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "scripts")]
-
 import duckdb
 import psutil
 import yaml
 
-from skymill.plan import loaded_chunks, present_id
-from skymill.retries import planned_tiles
 from workflow import PROJECT, partitioned_files, write_config
 
 #: Longest time that a run may take before its end is not waited for any more [s].
 LIMIT_S = 900.0
-#: How long jobs that outlived their driver are waited for [s].
-ORPHANS_S = 60.0
-_MESSAGE = re.compile(r"^Job \d+: (generating|partitioning|loading) tile \S+ of \S+, missing chunks: (\d+)", re.MULTILINE)
+#: Between two kills there are so many seconds, on average.
+PAUSE_S = 2.0
+_MESSAGE = re.compile(
+    r"^Job \d+: (generating|partitioning|loading) tile \S+ of \S+, missing chunks: (\d+)", re.MULTILINE
+)
 
 
 @dataclass
@@ -159,20 +157,27 @@ def strike(driver: subprocess.Popen, chance: random.Random, tally: Tally) -> boo
     return True
 
 
+def wait_for_jobs(driver: subprocess.Popen) -> None:
+    """Wait until a driver has a job, or has ended."""
+    deadline = time.monotonic() + LIMIT_S
+    while driver.poll() is None and not jobs_of(driver) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def disturb(run: Run, kills: int, chance: random.Random, tally: Tally) -> None:
     """Run until all is done, with at most so many kills more."""
     deadline = time.monotonic() + LIMIT_S
     before = tally.kills.total()
     while time.monotonic() < deadline:
         driver = run.start()
-        # The first job begins a second or two after the start.
-        pause = chance.uniform(0.5, 6.0)
+        # At times while it still reads its files, or ends what another run has begun; else when there are jobs.
+        if chance.random() < 0.8:
+            wait_for_jobs(driver)
         while tally.kills.total() - before < kills:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.wait(pause)
+                driver.wait(chance.expovariate(1 / PAUSE_S))
             if driver.poll() is not None or strike(driver, chance, tally):
                 break
-            pause = chance.uniform(0.1, 3.0)
         if driver.poll() != -signal.SIGKILL and run.finish(driver):
             return
         tally.restarts += 1
@@ -200,26 +205,27 @@ def compare(run: Run, quiet: Run, tally: Tally) -> None:
             ).fetchone()
             tally.rows_lost += int(lost)
             tally.rows_twice += int(twice)
-    planned = 0
-    for path in (root / "ingest" / "transactions").glob("*.committed.json"):
-        name = path.name.split(".")[0]
-        for tile, ranges in planned_tiles(root, name).items():
-            chunks = len(expand(ranges))
-            planned += chunks
-            counting = loaded_chunks(root, name, tile, present_id(root, name))
-            tally.sentinels_wrong += abs(chunks - len(counting))
-    sentinels = Counter(json.loads(p.read_text())["chunk"] for p in root.glob("ingest/t*/s*/chunk_*.json"))
-    tally.sentinels_wrong += sum(count != 1 for count in sentinels.values()) + abs(planned - len(sentinels))
-    tally.chunks += planned
+    # A sentinel counts if it is of the transaction that was committed.
+    planned, sentinels = Counter(), Counter()
+    for path in (root / "ingest").glob("plan_*.json"):
+        for name, tiles in json.loads(path.read_text())["transactions"].items():
+            record = json.loads((root / "ingest" / "transactions" / f"{name}.committed.json").read_text())
+            planned.update(chunk for ranges in tiles.values() for chunk in expand(ranges))
+            for sentinel in (root / "ingest" / name).glob("s*/chunk_*.json"):
+                content = json.loads(sentinel.read_text())
+                sentinels[content["chunk"]] += content["transaction_id"] == record["id"]
+    assert planned.total() > 20 and planned.total() == len(planned), "the plan is empty, or holds a chunk twice"
+    tally.sentinels_wrong += sum(sentinels[chunk] != 1 for chunk in planned | sentinels)
+    tally.chunks += len(planned)
     # Bulk files that vanish after use, and files aside that never got their names.
     left = [*root.glob("generated/*/*/"), *root.glob("store/**/.*"), *root.glob("partitioned/**/.*")]
     tally.leftovers += sum(path.name != ".snakemake_timestamp" for path in left)
 
 
 def expand(ranges: str) -> list[int]:
-    from skymill.selection import expand_ranges
-
-    return expand_ranges(ranges).tolist()
+    """The chunk ids of ranges in a plan file."""
+    bounds = [item.partition(":") for item in ranges.split(",")]
+    return [chunk for low, _, high in bounds for chunk in range(int(low), int(high or low) + 1)]
 
 
 def run_chaos(folder: Path, kills: int, seed: int, chunks: str, chunks_per_tile: int, cores: int) -> Tally:
@@ -236,7 +242,10 @@ def run_chaos(folder: Path, kills: int, seed: int, chunks: str, chunks_per_tile:
         tally.rounds += 1
         compare(run, quiet, tally)
         tally.chunks_begun += run.begun()
-        print(f"round {tally.rounds}: {tally.kills.total()} of {kills} kills, {time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"round {tally.rounds}: {tally.kills.total()} of {kills} kills, {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
         if not tally.good:
             break
         shutil.rmtree(run.folder)
@@ -245,7 +254,9 @@ def run_chaos(folder: Path, kills: int, seed: int, chunks: str, chunks_per_tile:
 
 def main() -> int:
     """Run the command; the exit code says whether all was well."""
-    parser = argparse.ArgumentParser(description="Kill runs at random, and compare what they make with an undisturbed one.")
+    parser = argparse.ArgumentParser(
+        description="Kill runs at random, and compare what they make with an undisturbed one."
+    )
     parser.add_argument("--kills", type=int, default=50, help="how often to kill, in all (default: 50)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the times and victims (default: 1)")
     parser.add_argument("--chunks", default="0:3400", help="the selection (default: 0:3400)")
@@ -254,9 +265,7 @@ def main() -> int:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="skymill-chaos-"))
     start = time.monotonic()
-    tally = run_chaos(
-        folder, options.kills, options.seed, options.chunks, options.chunks_per_tile, options.cores
-    )
+    tally = run_chaos(folder, options.kills, options.seed, options.chunks, options.chunks_per_tile, options.cores)
     for name, value in [*tally.lines(), ("time", f"{time.monotonic() - start:.0f} s")]:
         print(f"{name:36} {value}")
     if tally.good:

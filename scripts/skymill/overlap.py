@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import kernels
 from .chunker import Chunker
 from .errors import SkymillError
-from .places import load_places
+from .places import digits, load_places, places_path
 
-#: Bytes of rows that are moved at a time.
-BLOCK_BYTES = 1 << 25
+#: Bytes of rows that are moved at a time: small enough for the processor's cache.
+BLOCK_BYTES = 1 << 19
+#: The same without the kernels: each block costs time of its own.
+ARROW_BLOCK_BYTES = 1 << 25
 
 
 def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,14 +88,14 @@ def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path,
     row, sub_chunk = overlap_rows(chunker, chunk, np.concatenate([home, halo]))
     digest, size = hashlib.sha256(), 0
     if len(row):
-        sources = [(path, places["end"]) for path, places in ((source, home), (halo_source, halo)) if len(places)]
+        sources = [(path, places) for path, places in ((source, home), (halo_source, halo)) if len(places)]
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with open(aside, "wb") as file:
                 for block in _moved_rows(sources, row, chunk, sub_chunk):
                     file.write(block)
                     digest.update(block)
-                    size += block.size
+                    size += memoryview(block).nbytes
             os.replace(aside, target)
         finally:
             aside.unlink(missing_ok=True)
@@ -99,34 +104,80 @@ def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path,
 
 def _moved_rows(
     sources: list[tuple[Path, np.ndarray]], row: np.ndarray, chunk: int, sub_chunk: np.ndarray
-) -> Iterator[pa.Buffer]:
-    """The bytes of rows with another place at their end, block by block."""
-    parts, lengths = [], []
-    for path, ends in sources:
-        text = pa.memory_map(str(path)).read_buffer()
-        # Two values a row: its own columns, and its old place with the line feed.
-        bounds = np.empty(2 * len(ends) + 1, dtype=np.int64)
-        bounds[1::2] = ends
-        bounds[0], bounds[-1] = 0, text.size
-        bounds[2:-1:2] = _line_starts(text, ends)
-        parts.append(
-            pa.LargeBinaryArray.from_buffers(pa.large_binary(), 2 * len(ends), [None, pa.py_buffer(bounds), text])
-        )
-        lengths.append(bounds[1::2] - bounds[:-1:2])
-    rows = pa.chunked_array(parts)
+) -> Iterator[pa.Buffer | np.ndarray]:
+    """The bytes of rows with another place at their end, block by block; a block is good until the next one is asked for.
+
+    Raises
+    ------
+    SkymillError
+        If rows do not end where their places say.
+    """
+    texts = [pa.memory_map(str(path)).read_buffer() for path, _ in sources]
+    starts = [_row_starts(path, text, places) for (path, places), text in zip(sources, texts, strict=True)]
+    lengths = [places["end"] - start for (_, places), start in zip(sources, starts, strict=True)]
     names, codes = np.unique(sub_chunk, return_inverse=True)
-    places = pa.array([f"\t{chunk}\t{name}\n".encode() for name in names.tolist()], pa.large_binary())
-    total = np.cumsum(np.concatenate(lengths)[row])
-    bounds = np.unique(np.r_[0, np.searchsorted(total, np.arange(BLOCK_BYTES, total[-1], BLOCK_BYTES)), len(row)])
-    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    suffixes = [f"\t{chunk}\t{name}\n".encode() for name in names.tolist()]
+    compiled = kernels.load()
+    step = ARROW_BLOCK_BYTES if compiled is None else BLOCK_BYTES
+    total = np.cumsum(np.concatenate(lengths)[row] + max(map(len, suffixes)))
+    bounds = np.unique(np.r_[0, np.searchsorted(total, np.arange(step, total[-1], step)), len(row)])
+    move = _moved_by_arrow if compiled is None else functools.partial(_moved_by_kernels, compiled)
+    yield from move(texts, starts, lengths, row, suffixes, codes, bounds.tolist())
+
+
+def _row_starts(path: Path, text: pa.Buffer, places: np.ndarray) -> np.ndarray:
+    """Offsets at which rows begin: behind the place of the one before."""
+    after = places["end"] + (3 + digits(places["chunk"]) + digits(places["sub_chunk"]))
+    data = np.frombuffer(text, np.uint8)
+    if after[-1] != len(data) or (np.diff(after, prepend=0) <= 0).any() or (data[after - 1] != 10).any():
+        raise SkymillError(f"{path}: its rows do not end where {places_path(path).name} says; generate the tile again")
+    return np.concatenate([[0], after[:-1]])
+
+
+def _moved_by_kernels(
+    compiled: kernels.Kernels,
+    texts: list[pa.Buffer],
+    starts: list[np.ndarray],
+    lengths: list[np.ndarray],
+    row: np.ndarray,
+    suffixes: list[bytes],
+    codes: np.ndarray,
+    bounds: list[int],
+) -> Iterator[np.ndarray]:
+    addresses = np.concatenate([text.address + start for text, start in zip(texts, starts, strict=True)])
+    lengths = np.concatenate(lengths)
+    width = max(map(len, suffixes))
+    table = np.frombuffer(b"".join(suffix.ljust(width) for suffix in suffixes), np.uint8)
+    suffix_lengths = np.array([len(suffix) for suffix in suffixes])
+    # A block begins with what was left over by the one before.
+    out = np.empty(BLOCK_BYTES + width + int(lengths[row].max()), dtype=np.uint8)
+    for start, stop in itertools.pairwise(bounds):
+        chosen, code = row[start:stop], codes[start:stop]
+        parts = [
+            (0, addresses[chosen], lengths[chosen]),
+            (kernels.address(table), code * width, suffix_lengths[code]),
+        ]
+        yield out[: compiled.join_parts(parts, out)]
+
+
+def _moved_by_arrow(
+    texts: list[pa.Buffer],
+    starts: list[np.ndarray],
+    lengths: list[np.ndarray],
+    row: np.ndarray,
+    suffixes: list[bytes],
+    codes: np.ndarray,
+    bounds: list[int],
+) -> Iterator[pa.Buffer]:
+    parts = []
+    for text, start, length in zip(texts, starts, lengths, strict=True):
+        # Two values a row: its own columns, and its old place with the line feed.
+        limits = np.empty(2 * len(start) + 1, dtype=np.int64)
+        limits[:-1:2], limits[1::2], limits[-1] = start, start + length, text.size
+        buffers = [None, pa.py_buffer(limits), text]
+        parts.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), 2 * len(start), buffers))
+    rows, places = pa.chunked_array(parts), pa.array(suffixes, pa.large_binary())
+    for start, stop in itertools.pairwise(bounds):
         own = rows.take(pa.array(2 * row[start:stop])).combine_chunks()
         new = places.take(pa.array(codes[start:stop]))
         yield pc.binary_join_element_wise(own, new, pa.scalar(b"", pa.large_binary())).buffers()[2]
-
-
-def _line_starts(text: pa.Buffer, ends: np.ndarray) -> np.ndarray:
-    """Offsets at which the rows behind the first begin: behind the line feed of the one before."""
-    data = np.frombuffer(text, np.uint8)
-    # A place is "\t<chunk>\t<sub-chunk>\n": at most 1 + 10 + 1 + 10 + 1 bytes.
-    tail = data[np.minimum(ends[:-1, None] + np.arange(23), len(data) - 1)]
-    return ends[:-1] + np.argmax(tail == 10, axis=1) + 1

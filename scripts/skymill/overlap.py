@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from . import kernels
 from .chunker import Chunker
 from .errors import SkymillError
 from .places import digits, load_places, places_path
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LF = 10
+
 #: Bytes of rows that are moved at a time: small enough for the processor's cache.
 BLOCK_BYTES = 1 << 19
 #: The same without the kernels: each block costs time of its own.
 ARROW_BLOCK_BYTES = 1 << 25
+#: Text that is moved before the files are forgotten.
+MAPPED_BYTES = 1 << 26
 
 
 def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +94,7 @@ def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path,
     row, sub_chunk = overlap_rows(chunker, chunk, np.concatenate([home, halo]))
     digest, size = hashlib.sha256(), 0
     if len(row):
-        sources = [(path, places) for path, places in ((source, home), (halo_source, halo)) if len(places)]
+        sources = [_Source(path, places) for path, places in ((source, home), (halo_source, halo)) if len(places)]
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with open(aside, "wb") as file:
@@ -102,82 +108,109 @@ def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path,
     return {"rows": len(row), "bytes": size, "sha256": digest.hexdigest()}
 
 
-def _moved_rows(
-    sources: list[tuple[Path, np.ndarray]], row: np.ndarray, chunk: int, sub_chunk: np.ndarray
-) -> Iterator[pa.Buffer | np.ndarray]:
-    """The bytes of rows with another place at their end, block by block; a block is good until the next one is asked for.
+class _Source:
+    """The text of a generated file, mapped into memory, and where its rows lie.
 
     Raises
     ------
     SkymillError
-        If rows do not end where their places say.
+        If the text does not end where the last row does.
     """
-    texts = [pa.memory_map(str(path)).read_buffer() for path, _ in sources]
-    starts = [_row_starts(path, text, places) for (path, places), text in zip(sources, texts, strict=True)]
-    lengths = [places["end"] - start for (_, places), start in zip(sources, starts, strict=True)]
+
+    def __init__(self, path: Path, places: np.ndarray):
+        self.path = path
+        with open(path, "rb") as file:
+            self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.text = np.frombuffer(self.mapped, np.uint8)
+        self.ends = np.ascontiguousarray(places["end"])
+        self._after = self.ends + (3 + digits(places["chunk"]) + digits(places["sub_chunk"]))
+        self.starts = np.concatenate([[0], self._after[:-1]])
+        if self._after[-1] != len(self.text) or (self.ends <= self.starts).any():
+            raise SkymillError(self._refusal())
+
+    def check(self, rows: np.ndarray) -> None:
+        """Refuse rows that do not begin and end with a line.
+
+        Raises
+        ------
+        SkymillError
+            If one of them does not.
+        """
+        if (self.text[self._after[rows] - 1] != LF).any() or (self.text[self.starts[rows[rows > 0]] - 1] != LF).any():
+            raise SkymillError(self._refusal())
+
+    def _refusal(self) -> str:
+        return f"{self.path}: its rows do not end where {places_path(self.path).name} says; generate the tile again"
+
+    def forget(self) -> None:
+        """Give back the memory of what has been read: it stays with the file, and need not count as ours."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _moved_rows(
+    sources: list[_Source], row: np.ndarray, chunk: int, sub_chunk: np.ndarray
+) -> Iterator[pa.Buffer | np.ndarray]:
+    """The bytes of rows with another place at their end, block by block; a block is good until the next one is asked for."""
     names, codes = np.unique(sub_chunk, return_inverse=True)
     suffixes = [f"\t{chunk}\t{name}\n".encode() for name in names.tolist()]
+    lengths = np.concatenate([source.ends - source.starts for source in sources])
+    first_rows = np.cumsum([0, *(len(source.ends) for source in sources)]).tolist()
     compiled = kernels.load()
     step = ARROW_BLOCK_BYTES if compiled is None else BLOCK_BYTES
-    total = np.cumsum(np.concatenate(lengths)[row] + max(map(len, suffixes)))
-    bounds = np.unique(np.r_[0, np.searchsorted(total, np.arange(step, total[-1], step)), len(row)])
-    move = _moved_by_arrow if compiled is None else functools.partial(_moved_by_kernels, compiled)
-    yield from move(texts, starts, lengths, row, suffixes, codes, bounds.tolist())
+    total = np.cumsum(lengths[row] + max(map(len, suffixes)))
+    bounds = np.unique(np.r_[0, np.searchsorted(total, np.arange(step, total[-1], step)), len(row)]).tolist()
+    if compiled is None:
+        move = _arrow_mover(sources, suffixes)
+    else:
+        # A block begins with what was left over by the one before.
+        move = _kernel_mover(compiled, sources, lengths, suffixes, step + int(lengths[row].max()))
+    mapped_bytes = 0
+    for start, stop in itertools.pairwise(bounds):
+        chosen = row[start:stop]
+        for source, (low, high) in zip(sources, itertools.pairwise(first_rows), strict=True):
+            source.check(chosen[(chosen >= low) & (chosen < high)] - low)
+        yield move(chosen, codes[start:stop])
+        mapped_bytes += step
+        if mapped_bytes >= MAPPED_BYTES:
+            mapped_bytes = 0
+            for source in sources:
+                source.forget()
 
 
-def _row_starts(path: Path, text: pa.Buffer, places: np.ndarray) -> np.ndarray:
-    """Offsets at which rows begin: behind the place of the one before."""
-    after = places["end"] + (3 + digits(places["chunk"]) + digits(places["sub_chunk"]))
-    data = np.frombuffer(text, np.uint8)
-    if after[-1] != len(data) or (np.diff(after, prepend=0) <= 0).any() or (data[after - 1] != 10).any():
-        raise SkymillError(f"{path}: its rows do not end where {places_path(path).name} says; generate the tile again")
-    return np.concatenate([[0], after[:-1]])
-
-
-def _moved_by_kernels(
-    compiled: kernels.Kernels,
-    texts: list[pa.Buffer],
-    starts: list[np.ndarray],
-    lengths: list[np.ndarray],
-    row: np.ndarray,
-    suffixes: list[bytes],
-    codes: np.ndarray,
-    bounds: list[int],
-) -> Iterator[np.ndarray]:
-    addresses = np.concatenate([text.address + start for text, start in zip(texts, starts, strict=True)])
-    lengths = np.concatenate(lengths)
+def _kernel_mover(
+    compiled: kernels.Kernels, sources: list[_Source], lengths: np.ndarray, suffixes: list[bytes], most_bytes: int
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What joins rows and suffixes, by the compiled loop."""
+    addresses = np.concatenate([kernels.address(source.text) + source.starts for source in sources])
     width = max(map(len, suffixes))
     table = np.frombuffer(b"".join(suffix.ljust(width) for suffix in suffixes), np.uint8)
     suffix_lengths = np.array([len(suffix) for suffix in suffixes])
-    # A block begins with what was left over by the one before.
-    out = np.empty(BLOCK_BYTES + width + int(lengths[row].max()), dtype=np.uint8)
-    for start, stop in itertools.pairwise(bounds):
-        chosen, code = row[start:stop], codes[start:stop]
-        parts = [
-            (0, addresses[chosen], lengths[chosen]),
-            (kernels.address(table), code * width, suffix_lengths[code]),
-        ]
-        yield out[: compiled.join_parts(parts, out)]
+    out = np.empty(most_bytes + width, dtype=np.uint8)
+
+    def move(row: np.ndarray, code: np.ndarray) -> np.ndarray:
+        own, place = (0, addresses[row], lengths[row]), (kernels.address(table), code * width, suffix_lengths[code])
+        return out[: compiled.join_parts([own, place], out)]
+
+    return move
 
 
-def _moved_by_arrow(
-    texts: list[pa.Buffer],
-    starts: list[np.ndarray],
-    lengths: list[np.ndarray],
-    row: np.ndarray,
-    suffixes: list[bytes],
-    codes: np.ndarray,
-    bounds: list[int],
-) -> Iterator[pa.Buffer]:
+def _arrow_mover(sources: list[_Source], suffixes: list[bytes]) -> Callable[[np.ndarray, np.ndarray], pa.Buffer]:
+    """The same by Arrow."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     parts = []
-    for text, start, length in zip(texts, starts, lengths, strict=True):
+    for source in sources:
         # Two values a row: its own columns, and its old place with the line feed.
-        limits = np.empty(2 * len(start) + 1, dtype=np.int64)
-        limits[:-1:2], limits[1::2], limits[-1] = start, start + length, text.size
-        buffers = [None, pa.py_buffer(limits), text]
-        parts.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), 2 * len(start), buffers))
+        limits = np.empty(2 * len(source.ends) + 1, dtype=np.int64)
+        limits[:-1:2], limits[1::2], limits[-1] = source.starts, source.ends, len(source.text)
+        buffers = [None, pa.py_buffer(limits), pa.py_buffer(source.text)]
+        parts.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), 2 * len(source.ends), buffers))
     rows, places = pa.chunked_array(parts), pa.array(suffixes, pa.large_binary())
-    for start, stop in itertools.pairwise(bounds):
-        own = rows.take(pa.array(2 * row[start:stop])).combine_chunks()
-        new = places.take(pa.array(codes[start:stop]))
-        yield pc.binary_join_element_wise(own, new, pa.scalar(b"", pa.large_binary())).buffers()[2]
+
+    def move(row: np.ndarray, code: np.ndarray) -> pa.Buffer:
+        own, new = rows.take(pa.array(2 * row)).combine_chunks(), places.take(pa.array(code))
+        return pc.binary_join_element_wise(own, new, pa.scalar(b"", pa.large_binary())).buffers()[2]
+
+    return move

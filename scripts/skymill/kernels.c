@@ -273,6 +273,7 @@ static uint8_t shuffle_lengths[2 * NUM_FIRST * 9]; /* 0: too long */
 static uint64_t scale_of_exponent[256];
 static uint64_t shift_of_exponent[256];
 static uint64_t first_of_exponent[256];
+static int tables_are_filled = 0;
 
 static void fill_tables(const uint64_t *powers) {
     for (int exponent = 1; exponent < 255; exponent++) {
@@ -289,13 +290,14 @@ static void fill_tables(const uint64_t *powers) {
                 if (sign) text[at++] = 11;
                 for (int i = power < 0 ? power : 0; i < count || i <= power; i++) {
                     text[at++] = i < 0 || i >= count ? 9 : i == 0 ? 8 : i - 1;
-                    if (i == (power < 0 ? power : power)) text[at++] = 10;
+                    if (i == power) text[at++] = 10;
                 }
                 if (power >= count - 1) text[at++] = 9;
                 text[at++] = 12;
                 for (int i = 0; i < 16; i++) shuffles[row][i] = i < at ? text[i] : 12;
                 shuffle_lengths[row] = at <= 16 ? at : 0;
             }
+    tables_are_filled = 1;
 }
 
 typedef struct {
@@ -459,48 +461,65 @@ static void fill_slots(const column_t *column, int64_t first, int64_t rows, int6
             }
 }
 
-/* Write rows of columns as text; returns its bytes. `out` must hold the longest possible rows and SLOT bytes more.
- * `ends` gets the offset behind each row. */
-int64_t format_rows(const column_t *columns, int64_t num_columns, int64_t first, int64_t rows, char *out, int64_t *ends,
-                    const uint64_t *powers_4, const uint64_t *powers_8) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_NEWER_PROCESSORS __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_NEWER_PROCESSORS
+#endif
+
+/* Put the fields of rows behind each other; returns where the text ends. Writes up to SLOT bytes more. */
+FOR_NEWER_PROCESSORS static char *join_slots(char *to, const char *out, const char *slot, const uint8_t *length,
+                                             int64_t rows, int64_t columns, int64_t *ends) {
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t c = 0; c < columns; c++, slot += SLOT, length++) {
+            if (__builtin_expect(*length != ELSEWHERE, 1)) {
+                memcpy(to, slot, SLOT);
+                to += *length;
+            } else {
+                const char *text;
+                int64_t size;
+                memcpy(&text, slot, 8);
+                memcpy(&size, slot + 8, 8);
+                memcpy(to, text, size);
+                to[size] = slot[16];
+                to += size + 1;
+            }
+        }
+        ends[i] = to - out;
+    }
+    return to;
+}
+
+/* Write rows of columns as text, from row `first` on, until there are `rows` or the next ones might not fit; returns how many.
+ * A row has at most `row_bytes`; `out` holds `size` bytes, at least two rows and SLOT. `ends` gets the offset behind each row. */
+int64_t format_rows(const column_t *columns, int64_t num_columns, int64_t first, int64_t rows, int64_t row_bytes, char *out,
+                    int64_t size, int64_t *ends, const uint64_t *powers_4, const uint64_t *powers_8) {
+    static _Thread_local char slots[BLOCK_SLOTS * SLOT];
+    static _Thread_local uint8_t lengths[BLOCK_SLOTS];
     int fast = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     fast = __builtin_cpu_supports("avx2");
-    if (fast && !scale_of_exponent[1]) fill_tables(powers_4);
+    if (fast && !tables_are_filled) fill_tables(powers_4);
 #endif
-    static _Thread_local char slots[BLOCK_SLOTS * SLOT];
-    static _Thread_local uint8_t lengths[BLOCK_SLOTS];
-    char *to = out;
-    int64_t step_columns = num_columns < BLOCK_SLOTS ? num_columns : BLOCK_SLOTS;
-    int64_t step = BLOCK_SLOTS / step_columns;
     if (num_columns > BLOCK_SLOTS) return -1;
-    for (int64_t start = 0; start < rows; start += step) {
-        int64_t count = rows - start < step ? rows - start : step;
-        for (int64_t c = 0; c < num_columns; c++)
-            fill_slots(columns + c, first + start, count, num_columns, c + 1 < num_columns ? '\t' : '\n', slots + SLOT * c,
-                       lengths + c, powers_4, powers_8, fast);
-        const char *slot = slots;
-        const uint8_t *length = lengths;
-        for (int64_t i = 0; i < count; i++) {
-            for (int64_t c = 0; c < num_columns; c++, slot += SLOT, length++) {
-                if (__builtin_expect(*length != ELSEWHERE, 1)) {
-                    memcpy(to, slot, SLOT);
-                    to += *length;
-                } else {
-                    const char *text;
-                    int64_t size;
-                    memcpy(&text, slot, 8);
-                    memcpy(&size, slot + 8, 8);
-                    memcpy(to, text, size);
-                    to[size] = slot[16];
-                    to += size + 1;
-                }
-            }
-            ends[start + i] = to - out;
+    char *to = out;
+    int64_t done = 0;
+    while (done < rows) {
+        int64_t count = BLOCK_SLOTS / num_columns, fit = (size - SLOT - (to - out)) / row_bytes;
+        if (count > rows - done) count = rows - done;
+        if (count > fit) {
+            if (done) break;
+            count = fit;
         }
+        if (count <= 0) return -1;
+        for (int64_t c = 0; c < num_columns; c++)
+            fill_slots(columns + c, first + done, count, num_columns, c + 1 < num_columns ? '\t' : '\n', slots + SLOT * c,
+                       lengths + c, powers_4, powers_8, fast);
+        to = join_slots(to, out, slots, lengths, count, num_columns, ends + done);
+        done += count;
     }
-    return to - out;
+    return done;
 }
 
 /* A part of each row: where it begins, from an address, and how many bytes it has. */

@@ -117,13 +117,16 @@ class Kernels:
     """The functions of ``kernels.c``."""
 
     def __init__(self, functions: ctypes.CDLL):
-        self._format_rows = functions.format_rows
-        self._format_rows.restype = ctypes.c_int64
-        self._format_rows.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * 4]
+        self.format_rows = functions.format_rows
+        self.format_rows.restype = ctypes.c_int64
+        self.format_rows.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+        ]
         self._join_parts = functions.join_parts
         self._join_parts.restype = ctypes.c_int64
         self._join_parts.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
-        self._powers = [_scaled_powers(*limits) for limits in _POWERS]
+        self.powers = [_scaled_powers(*limits) for limits in _POWERS]
 
     def formatter(self, columns: Sequence[tuple[np.ndarray, np.ndarray | None, Sequence[bytes] | None]]) -> Formatter:
         """What writes the rows of some columns as text; see `Formatter`."""
@@ -178,22 +181,22 @@ class Formatter:
         self._table = table
         self._num_columns = len(columns)
 
-    def format(self, first: int, rows: int, out: np.ndarray, ends: np.ndarray) -> int:
-        """Write some rows; returns the bytes.
+    def format(self, first: int, out: np.ndarray, ends: np.ndarray) -> int:
+        """Write rows until all are written, or the next ones might not fit; returns how many.
 
         Parameters
         ----------
-        first, rows : `int`
-            Which rows.
+        first : `int`
+            The first of them.
         out : `numpy.ndarray`, uint8
-            Where the text goes: at least ``rows * row_bytes + SLOT_BYTES``.
-        ends : `numpy.ndarray`, int64, (rows,)
+            Where the text goes; at least ``2 * row_bytes + SLOT_BYTES``.
+        ends : `numpy.ndarray`, int64, (rows that are left,)
             Gets the offset behind each row, from the beginning of ``out``.
         """
-        powers = self._kernels._powers
-        return self._kernels._format_rows(
-            ctypes.addressof(self._table), self._num_columns, first, rows,
-            address(out), address(ends), address(powers[0]), address(powers[1]),
+        powers = self._kernels.powers
+        return self._kernels.format_rows(
+            ctypes.addressof(self._table), self._num_columns, first, len(ends), self.row_bytes,
+            address(out), len(out), address(ends), address(powers[0]), address(powers[1]),
         )  # fmt: skip
 
 

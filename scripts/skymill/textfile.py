@@ -124,24 +124,25 @@ class TableFile:
             self._flush()
 
     def _format(self, values: dict[str, Values], count: int) -> None:
-        """Put the text of rows in the buffer, and write it whenever it is half full."""
+        """Put the text of rows in the buffer, and write it whenever it is full."""
         formatter = self._kernels.formatter([_kernel_column(values[column.name]) for column in self.columns])
-        room = max(BUFFER_BYTES, 32 * formatter.row_bytes) + kernels.SLOT_BYTES
+        room = max(BUFFER_BYTES, 16 * formatter.row_bytes)
         if self._buffer is None or len(self._buffer) < room:
-            self._write(self._used)
+            self._write()
             self._buffer = np.empty(room, dtype=np.uint8)
         ends = np.empty(count, dtype=np.int64)
         first = 0
         while first < count:
             free = self._buffer[self._used :]
-            rows = min(count - first, (len(free) - kernels.SLOT_BYTES) // formatter.row_bytes)
-            block = ends[first : first + rows]
-            written = formatter.format(first, rows, free, block)
-            block += self.bytes + self._used
+            if len(free) < max(4 * formatter.row_bytes, room // 4):
+                self._write()
+                continue
+            rows = formatter.format(first, free, ends[first:])
+            written = int(ends[first + rows - 1])
+            if self._ends is not None:
+                ends[first : first + rows] += self.bytes + self._used
             self._used += written
             first += rows
-            if self._used > len(self._buffer) // 2:
-                self._write(self._used)
         if self._ends is not None:
             self._ends.append(ends)
 
@@ -156,17 +157,17 @@ class TableFile:
             if self._ends is not None:
                 self._ends.append(np.flatnonzero(text == 10) + (self.bytes + 1))
             self._buffer, self._used = text, len(text)
-        self._write(self._used)
+        self._write()
 
-    def _write(self, size: int) -> None:
+    def _write(self) -> None:
         """Write what is in the buffer."""
-        if size:
-            text = memoryview(self._buffer)[:size]
+        if self._used:
+            text = memoryview(self._buffer)[: self._used]
             if self._file is None:
                 self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close()
             self._file.write(text)
             self._hash.update(text)
-            self.bytes += size
+            self.bytes += self._used
             self._used = 0
 
     def close(self) -> None:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from . import kernels
 from .chunker import Chunker
 from .errors import SkymillError
-from .places import load_places
+from .places import digits, load_places, places_path
 
-#: Bytes of rows that are moved at a time.
-BLOCK_BYTES = 1 << 25
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LF = 10
+
+#: Bytes of rows that are moved at a time: small enough for the processor's cache.
+BLOCK_BYTES = 1 << 19
+#: The same without the kernels: each block costs time of its own.
+ARROW_BLOCK_BYTES = 1 << 25
+#: Text that is moved before the files are forgotten.
+MAPPED_BYTES = 1 << 23
 
 
 def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,50 +94,123 @@ def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path,
     row, sub_chunk = overlap_rows(chunker, chunk, np.concatenate([home, halo]))
     digest, size = hashlib.sha256(), 0
     if len(row):
-        sources = [(path, places["end"]) for path, places in ((source, home), (halo_source, halo)) if len(places)]
+        sources = [_Source(path, places) for path, places in ((source, home), (halo_source, halo)) if len(places)]
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with open(aside, "wb") as file:
                 for block in _moved_rows(sources, row, chunk, sub_chunk):
                     file.write(block)
                     digest.update(block)
-                    size += block.size
+                    size += memoryview(block).nbytes
             os.replace(aside, target)
         finally:
             aside.unlink(missing_ok=True)
     return {"rows": len(row), "bytes": size, "sha256": digest.hexdigest()}
 
 
+class _Source:
+    """The text of a generated file, mapped into memory, and where its rows lie.
+
+    Raises
+    ------
+    SkymillError
+        If the text does not end where the last row does.
+    """
+
+    def __init__(self, path: Path, places: np.ndarray):
+        self.path = path
+        with open(path, "rb") as file:
+            self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.text = np.frombuffer(self.mapped, np.uint8)
+        self.ends = np.ascontiguousarray(places["end"])
+        self._after = self.ends + (3 + digits(places["chunk"]) + digits(places["sub_chunk"]))
+        self.starts = np.concatenate([[0], self._after[:-1]])
+        if self._after[-1] != len(self.text) or (self.ends <= self.starts).any():
+            raise SkymillError(self._refusal())
+
+    def check(self, rows: np.ndarray) -> None:
+        """Refuse rows that do not begin and end with a line.
+
+        Raises
+        ------
+        SkymillError
+            If one of them does not.
+        """
+        if (self.text[self._after[rows] - 1] != LF).any() or (self.text[self.starts[rows[rows > 0]] - 1] != LF).any():
+            raise SkymillError(self._refusal())
+
+    def _refusal(self) -> str:
+        return f"{self.path}: its rows do not end where {places_path(self.path).name} says; generate the tile again"
+
+    def forget(self) -> None:
+        """Give back the memory of what has been read: it stays with the file, and need not count as ours."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _moved_rows(
-    sources: list[tuple[Path, np.ndarray]], row: np.ndarray, chunk: int, sub_chunk: np.ndarray
-) -> Iterator[pa.Buffer]:
-    """The bytes of rows with another place at their end, block by block."""
-    parts, lengths = [], []
-    for path, ends in sources:
-        text = pa.memory_map(str(path)).read_buffer()
-        # Two values a row: its own columns, and its old place with the line feed.
-        bounds = np.empty(2 * len(ends) + 1, dtype=np.int64)
-        bounds[1::2] = ends
-        bounds[0], bounds[-1] = 0, text.size
-        bounds[2:-1:2] = _line_starts(text, ends)
-        parts.append(
-            pa.LargeBinaryArray.from_buffers(pa.large_binary(), 2 * len(ends), [None, pa.py_buffer(bounds), text])
-        )
-        lengths.append(bounds[1::2] - bounds[:-1:2])
-    rows = pa.chunked_array(parts)
+    sources: list[_Source], row: np.ndarray, chunk: int, sub_chunk: np.ndarray
+) -> Iterator[pa.Buffer | np.ndarray]:
+    """The bytes of rows with another place at their end, block by block; a block is good until the next one is asked for."""
     names, codes = np.unique(sub_chunk, return_inverse=True)
-    places = pa.array([f"\t{chunk}\t{name}\n".encode() for name in names.tolist()], pa.large_binary())
-    total = np.cumsum(np.concatenate(lengths)[row])
-    bounds = np.unique(np.r_[0, np.searchsorted(total, np.arange(BLOCK_BYTES, total[-1], BLOCK_BYTES)), len(row)])
-    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        own = rows.take(pa.array(2 * row[start:stop])).combine_chunks()
-        new = places.take(pa.array(codes[start:stop]))
-        yield pc.binary_join_element_wise(own, new, pa.scalar(b"", pa.large_binary())).buffers()[2]
+    suffixes = [f"\t{chunk}\t{name}\n".encode() for name in names.tolist()]
+    lengths = np.concatenate([source.ends - source.starts for source in sources])
+    first_rows = np.cumsum([0, *(len(source.ends) for source in sources)]).tolist()
+    compiled = kernels.load()
+    step = ARROW_BLOCK_BYTES if compiled is None else BLOCK_BYTES
+    total = np.cumsum(lengths[row] + max(map(len, suffixes)))
+    bounds = np.unique(np.r_[0, np.searchsorted(total, np.arange(step, total[-1], step)), len(row)]).tolist()
+    if compiled is None:
+        move = _arrow_mover(sources, suffixes)
+    else:
+        # A block begins with what was left over by the one before.
+        move = _kernel_mover(compiled, sources, lengths, suffixes, step + int(lengths[row].max()))
+    mapped_bytes = 0
+    for start, stop in itertools.pairwise(bounds):
+        chosen = row[start:stop]
+        for source, (low, high) in zip(sources, itertools.pairwise(first_rows), strict=True):
+            source.check(chosen[(chosen >= low) & (chosen < high)] - low)
+        yield move(chosen, codes[start:stop])
+        mapped_bytes += step
+        if mapped_bytes >= MAPPED_BYTES:
+            mapped_bytes = 0
+            for source in sources:
+                source.forget()
 
 
-def _line_starts(text: pa.Buffer, ends: np.ndarray) -> np.ndarray:
-    """Offsets at which the rows behind the first begin: behind the line feed of the one before."""
-    data = np.frombuffer(text, np.uint8)
-    # A place is "\t<chunk>\t<sub-chunk>\n": at most 1 + 10 + 1 + 10 + 1 bytes.
-    tail = data[np.minimum(ends[:-1, None] + np.arange(23), len(data) - 1)]
-    return ends[:-1] + np.argmax(tail == 10, axis=1) + 1
+def _kernel_mover(
+    compiled: kernels.Kernels, sources: list[_Source], lengths: np.ndarray, suffixes: list[bytes], most_bytes: int
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What joins rows and suffixes, by the compiled loop."""
+    addresses = np.concatenate([kernels.address(source.text) + source.starts for source in sources])
+    width = max(map(len, suffixes))
+    table = np.frombuffer(b"".join(suffix.ljust(width) for suffix in suffixes), np.uint8)
+    suffix_lengths = np.array([len(suffix) for suffix in suffixes])
+    out = np.empty(most_bytes + width, dtype=np.uint8)
+
+    def move(row: np.ndarray, code: np.ndarray) -> np.ndarray:
+        own, place = (0, addresses[row], lengths[row]), (kernels.address(table), code * width, suffix_lengths[code])
+        return out[: compiled.join_parts([own, place], out)]
+
+    return move
+
+
+def _arrow_mover(sources: list[_Source], suffixes: list[bytes]) -> Callable[[np.ndarray, np.ndarray], pa.Buffer]:
+    """The same by Arrow."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts = []
+    for source in sources:
+        # Two values a row: its own columns, and its old place with the line feed.
+        limits = np.empty(2 * len(source.ends) + 1, dtype=np.int64)
+        limits[:-1:2], limits[1::2], limits[-1] = source.starts, source.ends, len(source.text)
+        buffers = [None, pa.py_buffer(limits), pa.py_buffer(source.text)]
+        parts.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), 2 * len(source.ends), buffers))
+    rows, places = pa.chunked_array(parts), pa.array(suffixes, pa.large_binary())
+
+    def move(row: np.ndarray, code: np.ndarray) -> pa.Buffer:
+        own, new = rows.take(pa.array(2 * row)).combine_chunks(), places.take(pa.array(code))
+        return pc.binary_join_element_wise(own, new, pa.scalar(b"", pa.large_binary())).buffers()[2]
+
+    return move

@@ -98,13 +98,15 @@ def _checked(table: Table, column: Column, values: Values, count: int) -> Values
                 )
             values = typed
     if isinstance(values, Strings):
-        used = np.unique(values.codes).tolist()
-        if any(len(values.values[code]) > column.type.length for code in used if code >= 0):
+        null_found = count > 0 and int(values.codes.min()) < 0
+        too_long = [i for i, text in enumerate(values.values) if len(text) > column.type.length]
+        if too_long and np.isin(too_long, values.codes).any():
             raise SkymillError(f"{table.name}.{column.name}: a string is longer than {column.type.text}")
-        null_found = used[:1] == [-1]
     else:
-        null_found = np.ma.is_masked(values)
-        if column.type.kind == "float" and not np.isfinite(np.ma.compressed(values)).all():
+        # Not np.ma.compressed() for all: it costs more than the check.
+        is_masked = isinstance(values, np.ma.MaskedArray)
+        null_found = is_masked and np.ma.is_masked(values)
+        if column.type.kind == "float" and not np.isfinite(values.compressed() if is_masked else values).all():
             raise SkymillError(
                 f"{table.name}.{column.name}: its generator made inf or nan, which {column.type.text} does not hold"
             )

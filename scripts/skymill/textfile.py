@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
+from . import kernels
 from .columns import Column, Strings, Values
 
-#: Values that are held back until they are written in one go.
+#: Values that are held back until they are written in one go, where there are no kernels.
 FLUSH_VALUES = 1 << 18
+#: Text that is put together before it is written: small enough for the processor's cache.
+BUFFER_BYTES = 1 << 19
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0"})
 
 
-def _series(column: Column, values: Values) -> pl.Series:
+def _series(column: Column, values: Values):  # noqa: ANN202 - polars is imported only where there are no kernels
+    import polars as pl
+
     if isinstance(values, Strings):
         names = pl.Series([text.translate(_ESCAPES) for text in values.values] + [None], dtype=pl.String)
         return names.gather(np.where(values.codes < 0, len(values.values), values.codes))
@@ -32,7 +36,7 @@ def _series(column: Column, values: Values) -> pl.Series:
 
 
 def format_rows(columns: Sequence[Column], values: dict[str, Values]) -> bytes:
-    """The text of rows.
+    """The text of rows, without the kernels: by polars, which writes the same digits.
 
     Parameters
     ----------
@@ -43,10 +47,20 @@ def format_rows(columns: Sequence[Column], values: dict[str, Values]) -> bytes:
     """
     import io
 
+    import polars as pl
+
     frame = pl.DataFrame({column.name: _series(column, values[column.name]) for column in columns})
     text = io.BytesIO()
     frame.write_csv(text, include_header=False, separator="\t", null_value="\\N", quote_style="never")
     return text.getvalue()
+
+
+def _kernel_column(values: Values) -> tuple[np.ndarray, np.ndarray | None, list[bytes] | None]:
+    """A column as the kernels take it."""
+    if isinstance(values, Strings):
+        return values.codes.astype(np.int32, copy=False), None, [t.translate(_ESCAPES).encode() for t in values.values]
+    mask = np.ma.getmask(values)
+    return np.ma.getdata(values), None if mask is np.ma.nomask else mask, None
 
 
 class TableFile:
@@ -81,6 +95,9 @@ class TableFile:
         self._waiting: list[dict[str, Values]] = []
         self._held = 0
         self._ends: list[np.ndarray] | None = [] if row_ends else None
+        self._kernels = kernels.load()
+        self._buffer: np.ndarray | None = None
+        self._used = 0
 
     def __enter__(self) -> TableFile:
         return self
@@ -97,27 +114,61 @@ class TableFile:
     def add(self, values: dict[str, Values]) -> None:
         """Add rows."""
         count = len(values[self.columns[0].name])
+        self.rows += count
+        if self._kernels is not None:
+            self._format(values, count)
+            return
         self._waiting.append(values)
         self._held += count * len(self.columns)
-        self.rows += count
         if self._held >= FLUSH_VALUES:
             self._flush()
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        values = self._waiting[0]
-        if len(self._waiting) > 1:
-            values = {c.name: _concatenate([part[c.name] for part in self._waiting]) for c in self.columns}
-        self._waiting, self._held = [], 0
-        text = format_rows(self.columns, values)
-        if self._file is None:
-            self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close()
+    def _format(self, values: dict[str, Values], count: int) -> None:
+        """Put the text of rows in the buffer, and write it whenever it is full."""
+        formatter = self._kernels.formatter([_kernel_column(values[column.name]) for column in self.columns])
+        room = max(BUFFER_BYTES, 16 * formatter.row_bytes)
+        if self._buffer is None or len(self._buffer) < room:
+            self._write()
+            self._buffer = np.empty(room, dtype=np.uint8)
+        ends = np.empty(count, dtype=np.int64)
+        first = 0
+        while first < count:
+            free = self._buffer[self._used :]
+            if len(free) < max(4 * formatter.row_bytes, room // 4):
+                self._write()
+                continue
+            rows = formatter.format(first, free, ends[first:])
+            written = int(ends[first + rows - 1])
+            if self._ends is not None:
+                ends[first : first + rows] += self.bytes + self._used
+            self._used += written
+            first += rows
         if self._ends is not None:
-            self._ends.append(np.flatnonzero(np.frombuffer(text, np.uint8) == 10) + (self.bytes + 1))
-        self._file.write(text)
-        self._hash.update(text)
-        self.bytes += len(text)
+            self._ends.append(ends)
+
+    def _flush(self) -> None:
+        """Write the rows that are held back."""
+        if self._waiting:
+            values = self._waiting[0]
+            if len(self._waiting) > 1:
+                values = {c.name: _concatenate([part[c.name] for part in self._waiting]) for c in self.columns}
+            self._waiting, self._held = [], 0
+            text = np.frombuffer(format_rows(self.columns, values), np.uint8)
+            if self._ends is not None:
+                self._ends.append(np.flatnonzero(text == 10) + (self.bytes + 1))
+            self._buffer, self._used = text, len(text)
+        self._write()
+
+    def _write(self) -> None:
+        """Write what is in the buffer."""
+        if self._used:
+            text = memoryview(self._buffer)[: self._used]
+            if self._file is None:
+                self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close()
+            self._file.write(text)
+            self._hash.update(text)
+            self.bytes += self._used
+            self._used = 0
 
     def close(self) -> None:
         """Write what is held back, and give the file its name."""

@@ -1,0 +1,211 @@
+"""Compiled loops (``kernels.c``): numbers as text, and rows of text that are moved; what uses them can do without, only slower.
+
+They are compiled when they are first needed, by the machine's own C compiler, and kept beside Python's compiled modules (or below
+``~/.cache/skymill`` if nothing can be written there). Without a compiler, or with ``SKYMILL_KERNELS=off`` in the environment, `load`
+gives `None`. What comes out is the same, byte by byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+log = logging.getLogger("skymill")
+
+SOURCE = Path(__file__).with_name("kernels.c")
+#: Every processor of the kind can run what this makes; the source itself chooses better instructions when it runs.
+COMPILE = ("cc", "-O3", "-shared", "-fPIC", "-ffp-contract=off")
+COMPILE_SECONDS = 120
+#: How the C source numbers the kinds of columns.
+KINDS = {name: i for i, name in enumerate(("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"))}
+STRING_KIND = len(KINDS)
+#: Most columns of a table, and bytes of the longest number with its separator: limits of the C source.
+MAX_COLUMNS = 8192
+SLOT_BYTES = 32
+#: Powers of 10 that FLOAT and DOUBLE need, and the bits of each.
+_POWERS = ((-31, 46, 64), (-292, 325, 128))
+
+
+class _Column(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("values", ctypes.c_void_p),
+        ("null", ctypes.c_void_p),
+        ("texts", ctypes.c_void_p),
+        ("text_ends", ctypes.c_void_p),
+    )
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("starts", ctypes.c_void_p), ("lengths", ctypes.c_void_p))
+
+
+def _folders() -> list[Path]:
+    """Where the compiled library may stand, best first."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [Path(importlib.util.cache_from_source(__file__)).parent, cache / "skymill"]
+
+
+def _compile(target: Path) -> None:
+    """Compile the source, aside; whoever comes second replaces the file by an equal one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        subprocess.run(
+            [*COMPILE, "-o", str(aside), str(SOURCE)], check=True, capture_output=True, timeout=COMPILE_SECONDS
+        )
+        os.replace(aside, target)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+@functools.cache
+def library() -> Path | None:
+    """The compiled library, compiled now if need be; `None` if that cannot be done."""
+    if os.environ.get("SKYMILL_KERNELS") == "off" or sys.byteorder != "little":
+        return None
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join((*COMPILE, sys.platform, platform.machine())).encode())
+    name = f"kernels.{key.hexdigest()[:16]}.so"
+    for folder in _folders():
+        if (folder / name).exists():
+            return folder / name
+    for folder in _folders():
+        try:
+            _compile(folder / name)
+            return folder / name
+        except subprocess.SubprocessError as error:
+            log.warning("kernels.c cannot be compiled, what it does will be slower: %s", error)
+            return None
+        except OSError as error:  # no compiler, or the folder cannot be written
+            reason = error
+    log.info("no compiled kernels: %s", reason)
+    return None
+
+
+@functools.cache
+def load() -> Kernels | None:
+    """The kernels; `None` if there are none on this machine."""
+    path = library()
+    if path is None:
+        return None
+    try:
+        return Kernels(ctypes.CDLL(str(path)))
+    except OSError as error:
+        log.warning("%s cannot be loaded, what it does will be slower: %s", path, error)
+        return None
+
+
+def address(array: np.ndarray) -> int:
+    """Where the values of an array begin."""
+    return array.__array_interface__["data"][0]
+
+
+class Kernels:
+    """The functions of ``kernels.c``."""
+
+    def __init__(self, functions: ctypes.CDLL):
+        self.format_rows = functions.format_rows
+        self.format_rows.restype = ctypes.c_int64
+        self.format_rows.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+        ]
+        self._join_parts = functions.join_parts
+        self._join_parts.restype = ctypes.c_int64
+        self._join_parts.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+        self.powers = [_scaled_powers(*limits) for limits in _POWERS]
+
+    def formatter(self, columns: Sequence[tuple[np.ndarray, np.ndarray | None, Sequence[bytes] | None]]) -> Formatter:
+        """What writes the rows of some columns as text; see `Formatter`."""
+        return Formatter(self, columns)
+
+    def join_parts(self, parts: Sequence[tuple[int, np.ndarray, np.ndarray]], out: np.ndarray) -> int:
+        """Join, row by row, what the parts have for it; returns the bytes.
+
+        Parameters
+        ----------
+        parts : sequence of (`int`, `numpy.ndarray`, `numpy.ndarray`)
+            An address, and for each row the offset from there (int64) and the bytes to take (int64), contiguous.
+        out : `numpy.ndarray`, uint8
+            Where the text goes; it must be large enough.
+        """
+        table = (_Part * len(parts))(*[(base, address(starts), address(lengths)) for base, starts, lengths in parts])
+        return self._join_parts(ctypes.addressof(table), len(parts), len(parts[0][1]), address(out))
+
+
+class Formatter:
+    """Writes rows of columns as text: numbers as short as they read back exactly, tabs between them, ``\\N`` for NULL.
+
+    Parameters
+    ----------
+    kernels : `Kernels`
+    columns : sequence of (`numpy.ndarray`, `numpy.ndarray` or `None`, sequence of `bytes` or `None`)
+        For each column its values, a mask of those that are NULL (bool), and for strings their texts; the values of strings are
+        indices into these (int32), -1 for NULL.
+    """
+
+    def __init__(self, kernels: Kernels, columns: Sequence[tuple[np.ndarray, np.ndarray | None, Sequence[bytes] | None]]):
+        self._kernels = kernels
+        self._held = []  # what the C code points into
+        self.row_bytes = 0
+        table = (_Column * len(columns))()
+        for item, (values, null, texts) in zip(table, columns, strict=True):
+            values = np.ascontiguousarray(values)
+            item.kind = STRING_KIND if texts is not None else KINDS[values.dtype.str[1:]]
+            item.values = address(values)
+            self._held.append(values)
+            if null is not None:
+                null = np.ascontiguousarray(null)
+                item.null = address(null)
+                self._held.append(null)
+            if texts is not None:
+                ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+                joined = b"".join(texts)
+                item.texts, item.text_ends = ctypes.cast(ctypes.c_char_p(joined), ctypes.c_void_p).value, address(ends)
+                self._held += [joined, ends]
+                self.row_bytes += max(0, max(map(len, texts), default=0) + 1 - SLOT_BYTES)
+            self.row_bytes += SLOT_BYTES
+        self._table = table
+        self._num_columns = len(columns)
+
+    def format(self, first: int, out: np.ndarray, ends: np.ndarray) -> int:
+        """Write rows until all are written, or the next ones might not fit; returns how many.
+
+        Parameters
+        ----------
+        first : `int`
+            The first of them.
+        out : `numpy.ndarray`, uint8
+            Where the text goes; at least ``2 * row_bytes + SLOT_BYTES``.
+        ends : `numpy.ndarray`, int64, (rows that are left,)
+            Gets the offset behind each row, from the beginning of ``out``.
+        """
+        powers = self._kernels.powers
+        return self._kernels.format_rows(
+            ctypes.addressof(self._table), self._num_columns, first, len(ends), self.row_bytes,
+            address(out), len(out), address(ends), address(powers[0]), address(powers[1]),
+        )  # fmt: skip
+
+
+def _scaled_powers(low: int, high: int, bits: int) -> np.ndarray:
+    """Powers of 10, each scaled by a power of 2 to some bits, rounded down, plus 1 (uint64, the higher word first)."""
+    scaled = []
+    for power in range(low, high):
+        numerator, denominator = 10 ** max(power, 0), 10 ** max(-power, 0)
+        shift = bits - 1 - (numerator.bit_length() - 1 if power >= 0 else -denominator.bit_length())
+        scaled.append((numerator << max(shift, 0)) // (denominator << max(-shift, 0)) + 1)
+    words = [number >> 64 & 0xFFFFFFFFFFFFFFFF for number in scaled], [n & 0xFFFFFFFFFFFFFFFF for n in scaled]
+    return np.array(words[1] if bits == 64 else list(zip(*words, strict=True)), dtype=np.uint64).ravel()

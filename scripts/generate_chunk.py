@@ -75,10 +75,12 @@ def generate_by_hand(
             f"--chunk {chunk}: the partitioning has no such chunk; `-c` has {chunker.num_stripes} stripes, see locate_points.py"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    files, tables_of_visits = [], {}
+    files, tables_of_visits, made = [], {}, {}
     for table in dataset.tables_of("regular"):
-        is_trial = visits is not None and table.visit is not None
-        columns = trial_visits(dataset, table, chunk, visits) if is_trial else make_regular_table(dataset, table)
+        if visits is not None and table.visit is not None and table.visits is None:
+            made[table.name] = trial_visits(dataset, table, chunk, visits)
+    for table in dataset.tables_of("regular"):
+        columns = made.get(table.name) or make_regular_table(dataset, table, made)
         with TableFile(folder / f"{table.name}.csv", table.columns) as file:
             file.add(columns)
         files.append(file)

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from skymill.columns import GENERATORS, Generator
+from skymill.columns import Generator
 from skymill.config import DATA_KEYS
 from skymill.errors import SkymillError
 from skymill.files import write_text
+from skymill.generators import GENERATORS
 from skymill.schema import load_schema
 from skymill.sqltypes import ALLOWED
 
@@ -36,6 +37,7 @@ OPTION_TYPES = {
     "str": "string",
     "bool": "boolean",
     "object": "any value",
+    "dict": "mapping",
     "Sequence": "list",
     "Sequence[float]": "list of numbers",
     "Sequence[str]": "list of strings",

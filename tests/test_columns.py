@@ -25,10 +25,12 @@ from helpers import (
     small_config,
     small_dataset,
 )
-from skymill.columns import Column, Strings, make_generator
-from skymill.config import Dataset, expand_names
+from skymill.columns import Column, Strings
+from skymill.config import Dataset
 from skymill.errors import ConfigError, SkymillError
+from skymill.generators import make_generator
 from skymill.sqltypes import ALLOWED, parse_type
+from skymill.tables import expand_names
 from skymill.visits import make_regular_table
 
 COUNT = 20_000

@@ -1,4 +1,4 @@
-"""What fills a column: the generators that a configuration can name.
+"""What fills a column: generators, and those of them that look at no other column.
 
 A generator is a class whose ``__init__`` takes its options and whose `Generator.draw` makes the values of a block of rows from
 its own random stream. Blocks of a box come in order and share the stream, so that values do not depend on the block size.
@@ -8,13 +8,9 @@ of numpy differ in the last bit between processors.
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -130,6 +126,10 @@ class Generator:
         """Columns of the director's row that a child's column is made from."""
         return ()
 
+    def visit_columns(self) -> Sequence[str]:
+        """Columns of the visit that a column is made from, in a table whose rows follow visits."""
+        return ()
+
     def draw(self, random: np.random.Generator, rows: Rows) -> Values | Sequence[Values]:
         """The values of the columns for a block of rows; a sequence of them if there are several columns.
 
@@ -143,20 +143,21 @@ class Generator:
         raise NotImplementedError
 
 
-def _need_kind(generator: Generator, *kinds: str) -> None:
+def need_kind(generator: Generator, *kinds: str) -> None:
+    """Refuse columns of other kinds."""
     for column in generator.columns:
         if column.type.kind not in kinds:
             raise ValueError(f"{column.type.text}: it fills columns of the kind {' or '.join(kinds)}")
 
 
-def _need_numbers(**options: object) -> None:
+def need_numbers(**options: object) -> None:
     """Refuse options that are no finite numbers."""
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{name} = {value!r}: it must be a finite number (YAML reads 1e5 as text; write 1.0e+5)")
 
 
-def _need_range(column: Column, **options: float) -> None:
+def need_range(column: Column, **options: float) -> None:
     """Refuse numbers that a float column cannot hold."""
     if column.type.kind == "float":
         largest = float(np.finfo(column.type.dtype).max)
@@ -165,7 +166,7 @@ def _need_range(column: Column, **options: float) -> None:
                 raise ValueError(f"{name} = {value}: {column.type.text} holds numbers up to {largest:.4g}")
 
 
-def _as_type(values: np.ndarray, column: Column) -> np.ndarray:
+def as_type(values: np.ndarray, column: Column) -> np.ndarray:
     """Whole numbers in the column's type; an error if one does not fit."""
     limits = np.iinfo(column.type.dtype)
     if len(values) and (values.min() < limits.min or values.max() > limits.max):
@@ -176,17 +177,26 @@ def _as_type(values: np.ndarray, column: Column) -> np.ndarray:
 
 
 class UniqueId(Generator):
-    """``unique_id``: 64-bit ids, unique over the sky, packed from chunk, box and row."""
+    """``unique_id``: 64-bit ids, unique over the sky, packed from chunk, box and row; in a regular table they count from ``first``."""
+
+    def __init__(self, first: int = 1):
+        self.first = first
 
     def check(self, table: Table) -> None:
-        _need_kind(self, "integer")
+        need_kind(self, "integer")
+        need_numbers(first=self.first)
+        limits = np.iinfo(self.columns[0].type.dtype)
         if self.columns[0].type.dtype.itemsize < 8 and table.kind != "regular":
             raise ValueError(f"{self.columns[0].type.text}: ids need BIGINT")
-        if table.rows is not None and table.rows > np.iinfo(self.columns[0].type.dtype).max:
+        if self.first != 1 and table.kind != "regular":
+            raise ValueError(f"first = {self.first}: only the ids of a regular table are counted")
+        if self.first != int(self.first) or not limits.min <= self.first:
+            raise ValueError(f"first = {self.first}: it must be a whole number that {self.columns[0].type.text} holds")
+        if table.rows is not None and self.first + table.rows - 1 > limits.max:
             raise ValueError(f"{self.columns[0].type.text} does not hold {table.rows} ids; use BIGINT")
 
     def draw(self, random: np.random.Generator, rows: Rows) -> Values:
-        first = rows.first + 1
+        first = rows.first + int(self.first)
         if rows.chunk >= 0:
             first += ((rows.chunk << ID_BOX_BITS) | rows.box) << ID_ROW_BITS
         return np.arange(first, first + rows.count, dtype=np.int64).astype(self.columns[0].type.dtype)
@@ -204,7 +214,7 @@ class Position(Generator):
         self.error_deg = error_deg
 
     def check(self, table: Table) -> None:
-        _need_kind(self, "float")
+        need_kind(self, "float")
         if table.kind == "child":
             raise ValueError(f"position: {table.name} is a child; its rows lie where its director's rows lie")
         if self.error_deg is not None and not isinstance(self.error_deg, (list, tuple)):
@@ -244,9 +254,9 @@ class Uniform(Generator):
         self.min, self.max = min, max
 
     def check(self, table: Table) -> None:
-        _need_kind(self, "integer", "float")
-        _need_numbers(min=self.min, max=self.max)
-        _need_range(self.columns[0], min=self.min, max=self.max)
+        need_kind(self, "integer", "float")
+        need_numbers(min=self.min, max=self.max)
+        need_range(self.columns[0], min=self.min, max=self.max)
         if self.columns[0].type.kind == "float" and not self.max - self.min <= float(
             np.finfo(self.columns[0].type.dtype).max
         ):
@@ -283,9 +293,9 @@ class Normal(Generator):
         self.mean, self.sigma = mean, sigma
 
     def check(self, table: Table) -> None:
-        _need_kind(self, "float")
-        _need_numbers(mean=self.mean, sigma=self.sigma)
-        _need_range(self.columns[0], mean=self.mean, sigma=10 * self.sigma)
+        need_kind(self, "float")
+        need_numbers(mean=self.mean, sigma=self.sigma)
+        need_range(self.columns[0], mean=self.mean, sigma=10 * self.sigma)
         if not self.sigma >= 0:
             raise ValueError(f"sigma = {self.sigma}: it must be at least 0")
 
@@ -304,16 +314,16 @@ class Poisson(Generator):
         self.mean = mean
 
     def check(self, table: Table) -> None:
-        _need_kind(self, "integer", "float")
+        need_kind(self, "integer", "float")
         if not isinstance(self.mean, float) or math.isfinite(self.mean):
-            _need_numbers(mean=self.mean)
+            need_numbers(mean=self.mean)
         if not 0 <= self.mean <= 1e15:
             raise ValueError(f"mean = {self.mean}: it must be from 0 to 1e15")
 
     def draw(self, random: np.random.Generator, rows: Rows) -> Values:
         counts = random.poisson(self.mean, size=rows.count)
         column = self.columns[0]
-        return counts.astype(column.type.dtype) if column.type.kind == "float" else _as_type(counts, column)
+        return counts.astype(column.type.dtype) if column.type.kind == "float" else as_type(counts, column)
 
 
 class Magnitude(Generator):
@@ -334,8 +344,8 @@ class Magnitude(Generator):
         self.min, self.max, self.law, self.slope, self.unit, self.zero_point = min, max, law, slope, unit, zero_point
 
     def check(self, table: Table) -> None:
-        _need_kind(self, "float")
-        _need_numbers(min=self.min, max=self.max, slope=self.slope, zero_point=self.zero_point)
+        need_kind(self, "float")
+        need_numbers(min=self.min, max=self.max, slope=self.slope, zero_point=self.zero_point)
         if not -100 <= self.min <= self.max <= 100:
             raise ValueError(f"min = {self.min}, max = {self.max}: -100 <= min <= max <= 100")
         if self.law not in ("flat", "power"):
@@ -373,7 +383,8 @@ class Magnitude(Generator):
         return values.astype(self.columns[0].type.dtype, copy=False)
 
 
-def _check_value(value: object, column: Column) -> None:
+def check_value(value: object, column: Column) -> None:
+    """Refuse a value that a column cannot hold."""
     kind = column.type.kind
     fits = isinstance(value, str) if kind == "string" else isinstance(value, (bool, int, float))
     if kind in ("integer", "boolean"):
@@ -403,7 +414,7 @@ class Choice(Generator):
         if not self.values:
             raise ValueError("values: at least one is needed")
         for value in self.values:
-            _check_value(value, self.columns[0])
+            check_value(value, self.columns[0])
         if self.probabilities is not None:
             total = sum(self.probabilities)
             if len(self.probabilities) != len(self.values) or min(self.probabilities) < 0 or not abs(total - 1) <= 1e-9:
@@ -435,7 +446,7 @@ class Constant(Generator):
             if not self.columns[0].type.nullable:
                 raise ValueError(f"value null: {self.columns[0].name} is NOT NULL")
         else:
-            _check_value(self.value, self.columns[0])
+            check_value(self.value, self.columns[0])
 
     def draw(self, random: np.random.Generator, rows: Rows) -> Values:
         column = self.columns[0]
@@ -446,145 +457,25 @@ class Constant(Generator):
         return np.ma.masked_all(rows.count, column.type.dtype) if self.value is None else values
 
 
-class DirectorColumn(Generator):
-    """``director``: in a child, the value of ``column`` in the director's row."""
+class Text(Generator):
+    """``text``: random lower-case letters, ``length`` of them (by default as many as the column holds, at most 8)."""
 
-    def __init__(self, column: str):
-        self.column = column
-
-    def check(self, table: Table) -> None:
-        if table.kind != "child":
-            raise ValueError(f"{table.name} is no child table")
-
-    def director_columns(self, filters: Sequence[str]) -> Sequence[str]:
-        return (self.column,)
-
-    def draw(self, random: np.random.Generator, rows: Rows) -> Values:
-        return rows.director[self.column]
-
-
-class VisitColumn(Generator):
-    """``visit``: in a child, the value of ``column`` of the visit that sees the object."""
-
-    def __init__(self, column: str):
-        self.column = column
+    def __init__(self, length: int | None = None):
+        self.length = length
 
     def check(self, table: Table) -> None:
-        if table.visits is None:
-            raise ValueError(f"{table.name} has no rows: {{visits: ...}}")
+        need_kind(self, "string")
+        most = min(self.columns[0].type.length, 1000)
+        if self.length is not None:
+            need_numbers(length=self.length)
+            if self.length != int(self.length) or not 0 <= self.length <= most:
+                raise ValueError(f"length = {self.length}: it must be a whole number from 0 to {most}")
 
     def draw(self, random: np.random.Generator, rows: Rows) -> Values:
-        return rows.visits[self.column]
-
-
-class ForcedFlux(Generator):
-    """``forced_flux``: the director's flux in the filter of the visit, plus Gaussian noise of the row's own ``sigma``.
-
-    ``flux`` names the director's columns with ``{filter}`` for the filter; ``sigma`` names a column of this table.
-    """
-
-    def __init__(self, flux: str, sigma: str):
-        self.flux, self.sigma = flux, sigma
-
-    def check(self, table: Table) -> None:
-        _need_kind(self, "float")
-        if "{filter}" not in self.flux:
-            raise ValueError(f'flux = "{self.flux}": it must hold {{filter}}, as in "{{filter}}PsFlux"')
-        if table.visits is None:
-            raise ValueError(f"{table.name} has no rows: {{visits: ...}}")
-
-    def needs(self) -> Sequence[str]:
-        return (self.sigma,)
-
-    def director_columns(self, filters: Sequence[str]) -> Sequence[str]:
-        return [self.flux.replace("{filter}", name) for name in filters]
-
-    def draw(self, random: np.random.Generator, rows: Rows) -> Values:
-        sigma = rows.columns[self.sigma]
-        values = random.standard_normal(rows.count)
-        values *= np.ma.getdata(sigma)
-        null = np.ma.getmaskarray(sigma).copy() if np.ma.isMaskedArray(sigma) else None
-        codes = rows.visits["#filter"]
-        for code, name in enumerate(self.director_columns(rows.filters)):
-            seen = np.flatnonzero(codes == code)
-            flux = rows.director[name][seen]
-            values[seen] += np.ma.getdata(flux)
-            if np.ma.isMaskedArray(flux):
-                null = np.zeros(rows.count, dtype=bool) if null is None else null
-                null[seen] |= np.ma.getmaskarray(flux)
-        values = values.astype(self.columns[0].type.dtype, copy=False)
-        return values if null is None else np.ma.masked_array(values, null)
-
-
-GENERATORS: dict[str, type[Generator]] = {
-    "unique_id": UniqueId,
-    "position": Position,
-    "uniform": Uniform,
-    "normal": Normal,
-    "poisson": Poisson,
-    "magnitude": Magnitude,
-    "choice": Choice,
-    "constant": Constant,
-    "director": DirectorColumn,
-    "visit": VisitColumn,
-    "forced_flux": ForcedFlux,
-}
-
-
-def generator_class(name: str, folder: Path) -> type[Generator]:
-    """The class of a generator: one of ours, or ``module:Class`` of the user's own, from a file beside the configuration.
-
-    Raises
-    ------
-    ValueError
-        If there is no such generator, file or class.
-    """
-    if name in GENERATORS:
-        return GENERATORS[name]
-    match = re.match(r"^([A-Za-z_]\w*):([A-Za-z_]\w*)$", name)
-    if not match:
-        raise ValueError(
-            f'unknown generator "{name}"; there are {", ".join(GENERATORS)}, and module:Class of a module.py beside the configuration'
-        )
-    path = folder / f"{match[1]}.py"
-    if not path.is_file():
-        raise ValueError(f'generator "{name}": there is no file {path.name} beside the configuration ({folder})')
-    spec = importlib.util.spec_from_file_location(f"skymill_user_{match[1]}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(
-            f'generator "{name}": {path.name} cannot be imported: {type(error).__name__}: {error}'
-        ) from error
-    found = getattr(module, match[2], None)
-    if not (isinstance(found, type) and issubclass(found, Generator)):
-        raise ValueError(
-            f'generator "{name}": {path.name} has no class {match[2]} that derives from skymill.columns.Generator'
-        )
-    return found
-
-
-def make_generator(entry: str | dict, columns: list[Column], folder: Path) -> Generator:
-    """Make the generator that an entry of the configuration names, with its options.
-
-    Raises
-    ------
-    ValueError
-        If the generator or an option is unknown, or one is missing.
-    """
-    name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-    made = generator_class(name, folder)
-    allowed = inspect.signature(made).parameters
-    if not isinstance(options, dict):
-        # {constant: 0.1} is short for {constant: {value: 0.1}}.
-        options = {next(iter(allowed)): options} if allowed else {}
-    for option in options:
-        if option not in allowed:
-            raise ValueError(f'generator "{name}" has no option "{option}"; it has {", ".join(allowed) or "none"}')
-    for option, parameter in allowed.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise ValueError(f'generator "{name}" needs the option "{option}"')
-    generator = made(**options)
-    generator.columns = columns
-    return generator
+        length = min(self.columns[0].type.length, 8) if self.length is None else int(self.length)
+        codes = np.arange(rows.count, dtype=np.int32)
+        if length == 0:
+            return Strings(codes * 0, ("",))
+        letters = random.integers(ord("a"), ord("z"), size=(rows.count, length), dtype=np.int32, endpoint=True)
+        texts = letters.astype(np.uint8).tobytes().decode("ascii")
+        return Strings(codes, tuple(texts[i : i + length] for i in range(0, len(texts), length)))

@@ -6,12 +6,9 @@ JSON schema and then those that the schema cannot say. Secrets have no place her
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import itertools
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,98 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from .chunker import Chunker
-from .columns import Column, Generator, Position, VisitColumn, make_generator
+from .columns import Position
 from .errors import ConfigError
-from .selection import Selection, select_chunks
-from .sqltypes import parse_type
+from .felis_schema import resolve_schemas
+from .schema_columns import useless_rules
+from .selection import Selection, check_region, select_chunks
+from .tables import Entry, Table, make_table, spell_out
 
 #: Changes whenever the same configuration would give other bytes; part of the fingerprint.
 FORMAT = 1
 #: Keys that decide which rows there are, and so belong to the fingerprint.
-DATA_KEYS = ("database", "seed", "partitioning", "tables")
-#: Columns that partitioning appends to every row of a director or child.
-PLACE_COLUMNS = (
-    Column("chunkId", parse_type("INT UNSIGNED NOT NULL")),
-    Column("subChunkId", parse_type("INT UNSIGNED NOT NULL")),
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Columns that one generator fills together.
-
-    Attributes
-    ----------
-    columns : `list` [`Column`]
-    generator : `Generator` or `None`
-        None in a table that is read from a file.
-    null_fraction : `float`
-    """
-
-    columns: list[Column]
-    generator: Generator | None
-    null_fraction: float
-
-    @property
-    def stream_name(self) -> str:
-        """The name of the entry's random stream: its columns."""
-        return ",".join(column.name for column in self.columns)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the dataset; the attributes are the keys of the schema.
-
-    Attributes
-    ----------
-    entries : `list` [`Entry`]
-        In the order of the schema.
-    visits, radius_deg : `str`, `float` or `None`
-        Child: the table of visits that its rows follow, and the radius of a visit.
-    """
-
-    name: str
-    kind: str
-    entries: list[Entry]
-    key: str | None = None
-    position: tuple[str, str] | None = None
-    director: str | None = None
-    density: Mapping | None = None
-    rows: int | None = None
-    visits: str | None = None
-    radius_deg: float | None = None
-    from_file: Path | None = None
-    visit: Mapping | None = None
-    ingest: bool = True
-
-    @property
-    def columns(self) -> list[Column]:
-        """The table's own columns, without chunkId and subChunkId."""
-        return [column for entry in self.entries for column in entry.columns]
-
-    @property
-    def stored_columns(self) -> list[Column]:
-        """The columns as files and the store hold them."""
-        return self.columns if self.kind == "regular" else [*self.columns, *PLACE_COLUMNS]
-
-    @property
-    def overlap_name(self) -> str:
-        """The name of a director's overlap table."""
-        return f"{self.name}FullOverlap"
-
-    @functools.cached_property
-    def entries_in_order(self) -> list[Entry]:
-        """The entries, each after those whose columns it needs."""
-        waiting, done, ordered = list(self.entries), set(), []
-        while waiting:
-            ready = [e for e in waiting if set(e.generator.needs()) <= done]
-            if not ready:
-                names = [c.name for e in waiting for c in e.columns]
-                raise ConfigError(f"tables.{self.name}: the columns {names} need each other; break the circle")
-            ordered += ready
-            done |= {c.name for e in ready for c in e.columns}
-            waiting = [e for e in waiting if e not in ready]
-        return ordered
+DATA_KEYS = ("database", "seed", "partitioning", "tables", "column_rules")
 
 
 @dataclass(frozen=True)
@@ -151,6 +67,7 @@ class Dataset:
             Naming the key, the value and what is allowed.
         """
         config = _with_defaults(config, check)
+        resolve_schemas(config, Path(folder))
         partitioning = config["partitioning"]
         try:
             chunker = Chunker(**partitioning)
@@ -158,7 +75,7 @@ class Dataset:
             raise ConfigError(f"partitioning: {error}") from None
         dataset = cls(config, Path(folder), chunker, {})
         for name, options in config["tables"].items():
-            dataset.tables[name] = _make_table(name, options, dataset.folder)
+            dataset.tables[name] = make_table(name, options, config.get("column_rules", ()), dataset.folder)
         if check:
             _check_tables(dataset)
         return dataset
@@ -191,7 +108,7 @@ class Dataset:
 
     def identity(self) -> dict:
         """What decides every row of the dataset: its fingerprint, in words."""
-        identity = {key: self.config[key] for key in DATA_KEYS}
+        identity = {key: self.config[key] for key in DATA_KEYS if key in self.config}
         identity["files"] = {name: _hash_file(self.folder / name) for name in sorted(self._files())}
         identity["numpy"] = np.__version__
         identity["format"] = FORMAT
@@ -203,13 +120,14 @@ class Dataset:
 
     def _files(self) -> set[str]:
         """Files beside the configuration that decide rows."""
-        files = set()
+        files, entries = set(), list(self.config.get("column_rules", ()))
         for options in self.config["tables"].values():
             files |= {options.get("from_file"), options.get("density", {}).get("map")}
-            for column in options["columns"]:
-                generator = column.get("generator")
-                name = generator if isinstance(generator, str) or generator is None else next(iter(generator))
-                files.add(f"{name.split(':')[0]}.py" if name and ":" in name else None)
+            entries += [entry for _, entry in spell_out(options.get("columns", ()))]
+        for entry in entries:
+            generator = entry.get("generator")
+            name = generator if isinstance(generator, str) or generator is None else next(iter(generator))
+            files.add(f"{name.split(':')[0]}.py" if name and ":" in name else None)
         return files - {None}
 
 
@@ -227,6 +145,9 @@ def identity_changes(old: object, new: object, key: str = "") -> Iterator[str]:
         for i, (a, b) in enumerate(zip(old, new, strict=True)):
             label = a.get("name", i) if isinstance(a, dict) else i
             yield from identity_changes(a, b, f"{key}[{label}]")
+    elif isinstance(old, list) and isinstance(new, list) and any(isinstance(part, dict) for part in old + new):
+        for word, these, others in (("was", old, new), ("was not", new, old)):
+            yield from (f"{key}: {json.dumps(part)} {word} in it" for part in these if part not in others)
     elif old != new:
         yield f"{key}: it was {json.dumps(old)}, now it is {json.dumps(new)}"
 
@@ -288,87 +209,16 @@ def _with_defaults(config: Mapping, check: bool) -> dict:
         return config
     from . import schema
 
+    for options in config["tables"].values() if isinstance(config.get("tables"), dict) else ():
+        # What a schema file says is asked anew.
+        if isinstance(options, dict) and isinstance(options.get("schema"), dict):
+            options["schema"].pop("columns", None)
     schema.check_schema(config)
     schema.fill_defaults(config)
     return config
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
-
-
-def expand_names(names: str | list[str]) -> list[str]:
-    """Column names of a name, a list or a pattern: ``"{u,g}Flux"`` and ``"x{0..9}"`` stand for several.
-
-    Raises
-    ------
-    ValueError
-        If a name is not made of letters, digits and underscores.
-    """
-    expanded = []
-    for name in [names] if isinstance(names, str) else names:
-        parts = re.split(r"\{([^{}]*)\}", name)
-        choices = []
-        for i, part in enumerate(parts):
-            span = re.match(r"^(\d+)\.\.(\d+)$", part)
-            if i % 2 == 0:
-                choices.append([part])
-            elif span:
-                if int(span[1]) > int(span[2]):
-                    raise ValueError(f'column name "{name}": {part} runs backwards; write {span[2]}..{span[1]}')
-                choices.append([str(n) for n in range(int(span[1]), int(span[2]) + 1)])
-            else:
-                choices.append([item.strip() for item in part.split(",")])
-        expanded += ["".join(parts) for parts in itertools.product(*choices)]
-    for name in expanded:
-        if not re.match(r"^[A-Za-z_]\w{0,63}$", name, re.ASCII):
-            raise ValueError(f'column name "{name}": letters, digits and underscores only, not beginning with a digit')
-    return expanded
-
-
-def _make_table(name: str, options: Mapping, folder: Path) -> Table:
-    entries = []
-    for i, option in enumerate(options["columns"]):
-        try:
-            entries += _make_entries(option, folder)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"tables.{name}.columns[{i}] ({_short(option['name'])}): {error}") from None
-    rows = options.get("rows")
-    return Table(
-        name=name,
-        kind=options["kind"],
-        entries=entries,
-        key=options.get("key"),
-        position=tuple(options["position"]) if "position" in options else None,
-        director=options.get("director"),
-        density=options.get("density"),
-        rows=rows if isinstance(rows, int) else None,
-        visits=rows["visits"] if isinstance(rows, dict) else None,
-        radius_deg=float(rows["radius_deg"]) if isinstance(rows, dict) else None,
-        from_file=folder / options["from_file"] if "from_file" in options else None,
-        visit=options.get("visit"),
-        ingest=options["ingest"],
-    )
-
-
-def _short(name: object) -> str:
-    return name if isinstance(name, str) else ", ".join(name)
-
-
-def _make_entries(option: Mapping, folder: Path) -> list[Entry]:
-    names = expand_names(option["name"])
-    types = option["type"] if isinstance(option["type"], list) else [option["type"]] * len(names)
-    if len(types) != len(names):
-        raise ValueError(f"{len(types)} types for {len(names)} columns; give one type, or one for each column")
-    columns = [Column(name, parse_type(text)) for name, text in zip(names, types, strict=True)]
-    null_fraction = option.get("null_fraction", 0.0)
-    if null_fraction > 0 and not all(column.type.nullable for column in columns):
-        raise ValueError(f"null_fraction = {null_fraction}: a column is NOT NULL; drop one of the two")
-    if "generator" not in option:
-        return [Entry(columns, None, null_fraction)]
-    joint = make_generator(option["generator"], columns, folder)
-    if joint.joint:
-        return [Entry(columns, joint, null_fraction)]
-    return [Entry([c], make_generator(option["generator"], [c], folder), null_fraction) for c in columns]
 
 
 def _check_tables(dataset: Dataset) -> None:
@@ -406,19 +256,27 @@ def _check_tables(dataset: Dataset) -> None:
                 _check_needs(table, entry, tables, where)
         if table.from_file is None:
             table.entries_in_order  # noqa: B018 - refuses a circle
+    for i in useless_rules(dataset.config):
+        raise ConfigError(
+            f"column_rules[{i}]: no column of a schema file fits {_without_effect(dataset.config['column_rules'][i])}; correct it, or drop it"
+        )
     if not dataset.tables_of("director"):
         raise ConfigError("tables: there is no director; at least one table must have kind: director")
 
 
+def _without_effect(rule: Mapping) -> str:
+    conditions = {key: rule[key] for key in ("table", "name", "type", "unit") if key in rule}
+    return ", ".join(f"{key}: {value}" for key, value in conditions.items()) or "it"
+
+
 def _allow(where: str, table: Table, kind_keys: set[str], reason: str) -> None:
     """Refuse keys of a table that its kind does not have."""
-    given = {"key", "position", "director", "density", "from_file", "visit"} & {
-        k for k in ("key", "position", "director", "density", "from_file", "visit") if getattr(table, k) is not None
-    }
+    optional = ("key", "position", "director", "density", "from_file", "visit", "region")
+    given = {key for key in optional if getattr(table, key) is not None}
     if table.rows is not None:
         given.add("rows")
     if table.visits is not None:
-        given.add("rows (of visits)")
+        given.add("rows (of visits)" if table.detectors is None else "rows (of detectors)")
     extra = sorted(given - kind_keys)
     if extra:
         raise ConfigError(f"{where}.{extra[0]}: a {table.kind} table has no such key; {reason}")
@@ -457,20 +315,48 @@ def _check_child(table: Table, tables: Mapping[str, Table], where: str) -> None:
         raise ConfigError(f"{where}.director: {table.director!r} is not a director table; there are: {directors}")
     if director.ingest is False and table.ingest:
         raise ConfigError(f"{where}.ingest: its director {director.name} is not loaded; set ingest: false here, too")
-    _need_columns(where, table, [table.key], "key")
+    if not table.keyless:
+        _need_columns(where, table, [table.key], "key")
     if table.visits is None:
         raise ConfigError(f"{where}.rows: write {{visits: <table of visits>, radius_deg: 1.4}}")
+    _check_visits(table, tables, where)
+    if table.radius_deg is None:
+        raise ConfigError(f'{where}.rows: the key "radius_deg" is missing')
+    if table.select is not None:
+        column = next((c for c in director.columns if c.name == table.select.column), None)
+        if column is None:
+            raise ConfigError(f'{where}.rows.select: there is no column "{table.select.column}" in {director.name}')
+        if column.type.kind not in ("integer", "float"):
+            raise ConfigError(f"{where}.rows.select: {column.name} is {column.type.text}; rows are chosen by a number")
+
+
+def _check_visits(table: Table, tables: Mapping[str, Table], where: str) -> None:
     visits = tables.get(table.visits)
-    if visits is None or visits.visit is None:
+    if visits is None or visits.visit is None or visits is table:
         raise ConfigError(
             f"{where}.rows.visits: {table.visits!r} is not a table of visits (a regular table with the key visit)"
         )
 
 
 def _check_regular(table: Table, tables: Mapping[str, Table], where: str) -> None:
-    _allow(where, table, {"rows", "from_file", "visit", "position"}, "it has rows or from_file")
-    if (table.rows is None) == (table.from_file is None):
+    allowed = {"rows", "rows (of detectors)", "from_file", "visit", "position", "region"}
+    _allow(where, table, allowed, "it has rows or from_file")
+    has_rows = table.rows is not None or table.visits is not None
+    if has_rows == (table.from_file is not None):
         raise ConfigError(f"{where}: give either rows (a number) or from_file")
+    if table.visits is not None:
+        _check_visits(table, tables, where)
+        if tables[table.visits].detectors is not None:
+            raise ConfigError(f"{where}.rows.visits: {table.visits} is a table of detectors itself")
+        if table.spacing_deg is None:
+            raise ConfigError(f'{where}.rows: the key "spacing_deg" is missing')
+        for key in ("radius_deg", "select"):
+            if getattr(table, key) is not None:
+                raise ConfigError(f"{where}.rows.{key}: only a child has such a key")
+    if table.region is not None:
+        if table.rows is None:
+            raise ConfigError(f"{where}.region: only positions that are drawn lie in a region; give rows (a number)")
+        check_region(list(table.region), f"{where}.region")
     if table.from_file is not None and not table.from_file.is_file():
         raise ConfigError(f"{where}.from_file: there is no file {table.from_file}")
     if table.visit is not None:
@@ -492,18 +378,16 @@ def _check_needs(table: Table, entry: Entry, tables: Mapping[str, Table], where:
     for name in entry.generator.needs():
         if name not in have:
             raise ConfigError(f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {table.name}')
-    if table.kind != "child":
+    if table.visits is None:
         return
-    director, visits = tables[table.director], tables[table.visits]
-    for name in entry.generator.director_columns(filter_names(visits)):
-        if name not in {column.name for column in director.columns}:
-            raise ConfigError(f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {director.name}')
-    if isinstance(entry.generator, VisitColumn) and entry.generator.column not in {
-        column.name for column in visits.columns
-    }:
-        raise ConfigError(
-            f'{where}.columns ({entry.stream_name}): there is no column "{entry.generator.column}" in {visits.name}'
-        )
+    visits = tables[table.visits]
+    sources = [(visits, entry.generator.visit_columns())]
+    if table.kind == "child":
+        sources.insert(0, (tables[table.director], entry.generator.director_columns(filter_names(visits))))
+    for source, names in sources:
+        for name in names:
+            if all(column.name != name for column in source.columns):
+                raise ConfigError(f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {source.name}')
 
 
 def filter_names(visits: Table) -> list[str]:

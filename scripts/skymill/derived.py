@@ -90,6 +90,12 @@ def table_config(dataset: Dataset, table: Table) -> dict:
         config |= {"director_table": "", "director_key": table.key}
         config |= {"longitude_key": table.position[0], "latitude_key": table.position[1]}
     elif table.kind == "child":
+        if table.key is None:
+            raise ConfigError(
+                f"{where}.key: Qserv needs the column of the director's key in a child, and {table.name} has none (key: null). Add one, as "
+                f"{{name: {dataset.tables[table.director].key}, type: BIGINT NOT NULL, generator: {{director: "
+                f"{dataset.tables[table.director].key}}}}}, and name it as the key; or set ingest: false"
+            )
         config |= {"director_table": table.director, "director_key": table.key}
     return config | {"schema": [{"name": column.name, "type": column.type.text} for column in table.stored_columns]}
 

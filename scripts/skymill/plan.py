@@ -18,6 +18,7 @@ import numpy as np
 
 from .config import Dataset, fingerprint_of, identity_changes
 from .errors import ConfigError, SkymillError
+from .felis_schema import file_hashes
 from .files import read_json
 from .retries import home_tile, plan_path, retry_path, with_retries
 from .selection import Selection, expand_ranges, format_ranges, group_tiles
@@ -277,6 +278,7 @@ def _deal_wave(dataset: Dataset, identity: dict, wave: int, used: int, chunks: n
     }
     if wave == 0:
         content |= {"identity": identity, "regular": "t000"}
+        content["schema_files"] = file_hashes(dataset.config, dataset.folder)
     return content
 
 

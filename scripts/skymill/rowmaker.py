@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .boxes import INNER, chunk_boxes, halo_boxes
-from .columns import Column, Rows, Strings, Values, VisitColumn
+from .columns import Column, Rows, Strings, Values
 from .config import Dataset, Table
 from .density import HealpixDensity, UniformDensity, read_density_map
 from .errors import ConfigError, SkymillError
 from .streams import stream
 
 if TYPE_CHECKING:
+    from .tables import RowSelection
     from .visits import Visits
 
 #: Rows that are made at a time. A constant of the format: positions that are drawn again come after those of their block.
@@ -85,11 +86,13 @@ def _checked(table: Table, column: Column, values: Values, count: int) -> Values
     if not isinstance(values, Strings):
         values = values if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
         if column.type.kind == "string":
-            if values.dtype.kind in "iufb":
+            if values.dtype.kind in "iufbM":
                 raise SkymillError(f"{table.name}.{column.name}: numbers do not fit {column.type.text}")
             null = np.ma.getmaskarray(values)
             unique, codes = np.unique(np.ma.filled(values, "").astype(str), return_inverse=True)
             values = Strings(np.where(null, -1, codes).astype(np.int32), tuple(unique.tolist()))
+        elif (values.dtype.kind == "M") != (column.type.kind == "datetime"):
+            raise SkymillError(f"{table.name}.{column.name}: its generator made {values.dtype}, not {column.type.text}")
         elif values.dtype != column.type.dtype:
             typed = values.astype(column.type.dtype)
             if column.type.kind != "float" and not np.array_equal(np.ma.compressed(typed), np.ma.compressed(values)):
@@ -110,6 +113,8 @@ def _checked(table: Table, column: Column, values: Values, count: int) -> Values
             raise SkymillError(
                 f"{table.name}.{column.name}: its generator made inf or nan, which {column.type.text} does not hold"
             )
+        if column.type.kind == "datetime":
+            values = _whole_moments(values, column)
     if null_found and not column.type.nullable:
         raise SkymillError(f"{table.name}.{column.name}: a value is NULL, but the column is {column.type.text}")
     if len(values) != count:
@@ -117,10 +122,47 @@ def _checked(table: Table, column: Column, values: Values, count: int) -> Values
     return values
 
 
+def _whole_moments(values: np.ndarray, column: Column) -> np.ndarray:
+    """Times without the decimals of a second that their column does not hold."""
+    if np.isnat(np.ma.compressed(values)).any():
+        raise SkymillError(f"{column.name}: its generator made NaT, which {column.type.text} does not hold")
+    step = 10 ** (6 - column.type.length)
+    if step == 1:
+        return values
+    moments = np.ma.getdata(values).astype(np.int64)
+    moments -= moments % step
+    whole = moments.astype(column.type.dtype)
+    return np.ma.masked_array(whole, np.ma.getmaskarray(values)) if np.ma.isMaskedArray(values) else whole
+
+
 def _with_nulls(values: Values, null: np.ndarray) -> Values:
     if isinstance(values, Strings):
         return Strings(np.where(null, np.int32(-1), values.codes), values.values)
     return np.ma.masked_array(np.ma.getdata(values), null | np.ma.getmaskarray(values))
+
+
+def choose_rows(selection: RowSelection, rows: Rows, random: np.random.Generator) -> np.ndarray:
+    """The rows of a director that have rows in a child: indices (int64), ascending.
+
+    Parameters
+    ----------
+    selection : `RowSelection`
+    rows : `Rows`
+        Complete rows of the director. A row whose value is NULL is not chosen.
+    random : `numpy.random.Generator`
+        The stream of this choice in the rows' box; it gives one number for each row.
+    """
+    values = rows.columns[selection.column]
+    passed = np.ma.getdata(values).astype(np.float64)
+    passed -= selection.limit
+    if not selection.upwards:
+        np.negative(passed, out=passed)
+    drawn = random.random(rows.count)
+    # The share grows linearly with the distance from the limit, from 0 to 1 over the width of the edge.
+    chosen = passed > (drawn - 0.5) * selection.edge
+    if np.ma.isMaskedArray(values):
+        chosen &= ~np.ma.getmaskarray(values)
+    return np.flatnonzero(chosen)
 
 
 def load_density(table: Table, folder: Path) -> UniformDensity | HealpixDensity:
@@ -270,10 +312,16 @@ class RowMaker:
             raise ConfigError(
                 f"tables.{table.name}: {table.visits} has the filters {', '.join(visits.filters)}, but {table.director} has no column {unknown[0]}"
             )
-        visit_names = {e.generator.column for e in table.entries if isinstance(e.generator, VisitColumn)} | {"#filter"}
-        for parent, visit in visits.match(director.ra_deg, director.dec_deg, table.radius_deg):
+        visit_names = {n for e in table.entries for n in e.generator.visit_columns()} | {"#filter"}
+        ra_deg, dec_deg, chosen = director.ra_deg, director.dec_deg, None
+        if table.select is not None:
+            chosen = choose_rows(table.select, director, streams["#select"])
+            ra_deg, dec_deg = ra_deg[chosen], dec_deg[chosen]
+        for parent, visit in visits.match(ra_deg, dec_deg, table.radius_deg):
             if not len(parent):
                 continue
+            if chosen is not None:
+                parent = chosen[parent]
             rows = Rows(
                 count=len(parent),
                 first=streams.rows_made,

@@ -144,6 +144,21 @@ def _read_ids(name: str, folder: Path, chunker: Chunker, key: str) -> tuple[np.n
     return parse_ranges(text, chunker, f"{key} ({path.name})")
 
 
+def check_region(region: list[float], key: str) -> None:
+    """Refuse a box (ra_min, ra_max, dec_min, dec_max) [deg] that is empty or not on the sky.
+
+    Raises
+    ------
+    ConfigError
+        Saying how to write it.
+    """
+    ra_min, ra_max, dec_min, dec_max = region
+    if not (0 <= ra_min <= 360 and 0 <= ra_max <= 360 and -90 <= dec_min <= dec_max <= 90):
+        raise ConfigError(
+            f"{key}: {region}: write [ra_min, ra_max, dec_min, dec_max] with RA from 0 to 360 and -90 <= dec_min <= dec_max <= 90"
+        )
+
+
 def chunks_in_region(region: list[float], chunker: Chunker) -> np.ndarray:
     """Chunks that meet a box (ra_min, ra_max, dec_min, dec_max) [deg]; ra_min > ra_max crosses RA 0.
 
@@ -152,11 +167,8 @@ def chunks_in_region(region: list[float], chunker: Chunker) -> np.ndarray:
     ConfigError
         If the box is empty or not on the sky.
     """
+    check_region(region, "chunks.region")
     ra_min, ra_max, dec_min, dec_max = region
-    if not (0 <= ra_min <= 360 and 0 <= ra_max <= 360 and -90 <= dec_min <= dec_max <= 90):
-        raise ConfigError(
-            f"chunks.region: {region}: write [ra_min, ra_max, dec_min, dec_max] with RA from 0 to 360 and -90 <= dec_min <= dec_max <= 90"
-        )
     spans = [(ra_min, ra_max)] if ra_min <= ra_max else [(ra_min, 360.0), (0.0, ra_max)]
     parts = []
     for stripe in range(chunker.num_stripes):

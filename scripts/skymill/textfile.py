@@ -29,6 +29,10 @@ def _series(column: Column, values: Values):  # noqa: ANN202 - polars is importe
         names = pl.Series([text.translate(_ESCAPES) for text in values.values] + [None], dtype=pl.String)
         return names.gather(np.where(values.codes < 0, len(values.values), values.codes))
     series = pl.Series(np.ma.getdata(values))
+    if column.type.kind == "datetime":
+        # "2025-06-30 23:30:00", and behind it as many decimals as the column holds.
+        length = 20 + column.type.length if column.type.length else 19
+        series = series.dt.to_string("%Y-%m-%d %H:%M:%S%.6f").str.slice(0, length)
     if isinstance(values, np.ma.MaskedArray):
         null = pl.Series(np.ma.getmaskarray(values))
         series = pl.select(pl.when(null).then(None).otherwise(series)).to_series()

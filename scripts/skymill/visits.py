@@ -6,7 +6,8 @@ A table of visits also goes into a binary file of arrays, which the tile jobs ma
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,17 @@ BLOCK_PAIRS = 1 << 20
 MARGIN_DEG = 1e-6
 
 
-def make_regular_table(dataset: Dataset, table: Table) -> dict[str, Values]:
+def make_regular_table(
+    dataset: Dataset, table: Table, visits: Mapping[str, dict[str, Values]] | None = None
+) -> dict[str, Values]:
     """The columns of a regular table: generated, or read from its file.
+
+    Parameters
+    ----------
+    dataset : `Dataset`
+    table : `Table`
+    visits : `dict` [`str`, `dict`], optional
+        Columns of tables of visits, which are taken as they are; others are made if a table of detectors asks for them.
 
     Raises
     ------
@@ -38,15 +48,69 @@ def make_regular_table(dataset: Dataset, table: Table) -> dict[str, Values]:
     if table.from_file is not None:
         columns = read_table_file(table)
     else:
-        rows = Rows(table.rows, 0, NO_CHUNK, 0, {})
-        if table.position is not None:
-            random = stream(dataset.seed, table.name, "#position", NO_CHUNK)
-            rows.ra_deg, rows.dec_deg = UniformDensity(0.0).sample(random, WHOLE_SKY, 0, table.rows)
+        if table.visits is not None:
+            rows = _detector_rows(dataset, table, visits or {})
+        else:
+            rows = Rows(table.rows, 0, NO_CHUNK, 0, {})
+            if table.position is not None:
+                random = stream(dataset.seed, table.name, "#position", NO_CHUNK)
+                rows.ra_deg, rows.dec_deg = UniformDensity(0.0).sample(random, _sky_box(table), 0, table.rows)
+                if table.region is not None:
+                    rows.ra_deg = np.where(rows.ra_deg >= 360.0, rows.ra_deg - 360.0, rows.ra_deg)
         fill_columns(table, rows, BoxStreams(dataset.seed, table, NO_CHUNK, 0))
         columns = rows.columns
     if table.visit is not None:
         _check_visits(table, columns)
     return columns
+
+
+def _sky_box(table: Table) -> Box:
+    """The box that the positions of a regular table lie in."""
+    if table.region is None:
+        return WHOLE_SKY
+    ra_min, ra_max, dec_min, dec_max = table.region
+    return Box(ra_min, ra_max if ra_min <= ra_max else ra_max + 360.0, dec_min, dec_max)
+
+
+def _detector_rows(dataset: Dataset, table: Table, visits: Mapping[str, dict[str, Values]]) -> Rows:
+    """Rows of a table of detectors, still without columns: the detectors of the first visit, then of the next.
+
+    The detectors are a grid in the plane that touches the sky at the visit's centre, east and north along its sides; number 0 is
+    in the south-east, and numbers grow westwards, then northwards.
+    """
+    source = dataset.tables[table.visits]
+    columns = visits[source.name] if source.name in visits else make_regular_table(dataset, source)
+    across, up = table.detectors
+    ra, dec = (np.repeat(np.asarray(columns[name]), across * up) for name in source.position)
+    detector = np.tile(np.arange(across * up), len(ra) // (across * up))
+    visit = np.repeat(np.arange(len(ra) // (across * up)), across * up)
+    rows = Rows(len(ra), 0, NO_CHUNK, 0, {})
+    east = ((across - 1) / 2 - detector % across) * table.spacing_deg
+    north = (detector // across - (up - 1) / 2) * table.spacing_deg
+    rows.ra_deg, rows.dec_deg = _offset(ra, dec, east, north)
+    names = {name for entry in table.entries for name in entry.generator.visit_columns()}
+    rows.visits = {name: columns[name][visit] for name in names} | {"#detector": detector}
+    return rows
+
+
+def _offset(
+    ra_deg: np.ndarray, dec_deg: np.ndarray, east_deg: np.ndarray, north_deg: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the planes that touch the sky at some points (gnomonic projection, Calabretta & Greisen 2002, A&A 395, 1077)."""
+    xi, eta = (np.asarray(part) * (math.pi / 180.0) for part in (east_deg, north_deg))
+    sin_dec, cos_dec = exactmath.sincos_deg(dec_deg)
+    north = sin_dec + eta * cos_dec
+    meridian = cos_dec - eta * sin_dec
+    length = np.sqrt(1.0 + xi * xi + eta * eta)
+    distance = np.sqrt(xi * xi + meridian * meridian)
+    on_pole = distance == 0.0
+    sine = np.clip(xi / np.where(on_pole, 1.0, distance), -1.0, 1.0)
+    turn = exactmath.asin_deg(sine)
+    turn = np.where(meridian < 0.0, 180.0 - turn, turn)
+    ra = np.asarray(ra_deg) + turn
+    ra = np.where(ra < 0.0, ra + 360.0, ra)
+    ra = np.where(ra >= 360.0, ra - 360.0, ra)
+    return ra, exactmath.asin_deg(np.clip(north / length, -1.0, 1.0))
 
 
 def read_table_file(table: Table) -> dict[str, Values]:
@@ -107,6 +171,8 @@ def _from_pandas(series, column: Column, where: str) -> Values:  # noqa: ANN001 
         if too_long:
             raise ConfigError(f'{where}: {column.name}: "{too_long[0]}" is longer than {column.type.text}')
         return Strings(np.where(null, -1, codes).astype(np.int32), tuple(values.tolist()))
+    if column.type.kind == "datetime":
+        return _times_from_pandas(series, null, column, where)
     try:
         values = series.where(~null, 0).to_numpy()
         typed = values.astype(column.type.dtype)
@@ -118,6 +184,17 @@ def _from_pandas(series, column: Column, where: str) -> Values:  # noqa: ANN001 
     if not np.isfinite(typed.astype(np.float64)).all():
         raise ConfigError(f"{where}: {column.name} holds inf, which no database takes")
     return np.ma.masked_array(typed, null) if null.any() else typed
+
+
+def _times_from_pandas(series, null: np.ndarray, column: Column, where: str) -> Values:  # noqa: ANN001
+    """A column of times of a file."""
+    import pandas as pd
+
+    try:
+        values = pd.to_datetime(series.where(~null, "1970-01-01")).to_numpy().astype(column.type.dtype)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {column.name}: {error}; it must be {column.type.text}") from None
+    return np.ma.masked_array(values, null) if null.any() else values
 
 
 def _check_visits(table: Table, columns: dict[str, Values]) -> None:

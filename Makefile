@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test lint bench try-qserv docs lock clean
+.PHONY: help demo test lint bench try-qserv docs lock felis clean
 
 help: ## show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,11 +33,15 @@ try-qserv: $(BIN)/.ready ## load one chunk into a scratch database of a Qserv cl
 docs: $(BIN)/.ready ## write docs/configuration.md from the schema
 	python scripts/write_docs.py
 
-lock: $(BIN)/.ready ## pin the versions of pyproject.toml in requirements.lock and environment.yml
+lock: $(BIN)/.ready ## pin the versions of pyproject.toml in the requirements files and environment.yml
 	pip install --quiet pip-tools
 	pip-compile --quiet --strip-extras --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host \
 	  --no-emit-find-links --no-emit-options --output-file requirements.lock pyproject.toml
 	python scripts/write_docs.py --environment
+	pip-compile --quiet --strip-extras --extra felis --constraint requirements.lock --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-trusted-host --no-emit-find-links --no-emit-options --output-file requirements-felis.lock pyproject.toml
+
+felis: $(BIN)/.felis ## install what reads schema files in Felis into .venv (the dataset dp1 needs it)
 
 clean: ## remove .venv and caches (results stay)
 	rm -rf .venv .pytest_cache .ruff_cache
@@ -46,4 +50,8 @@ $(BIN)/.ready: requirements.lock
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "make: Python 3.11 is needed, found $$($(PYTHON) --version); say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	touch $@
+
+$(BIN)/.felis: $(BIN)/.ready requirements-felis.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-felis.lock
 	touch $@

@@ -29,7 +29,14 @@ from skymill.sqltypes import ALLOWED
 PROJECT = Path(__file__).resolve().parents[1]
 #: Packages that conda calls otherwise.
 CONDA_NAMES = {"duckdb": "python-duckdb"}
-TYPES = {"integer": "integer", "number": "number", "string": "string", "boolean": "boolean", "object": "mapping"}
+TYPES = {
+    "integer": "integer",
+    "number": "number",
+    "string": "string",
+    "boolean": "boolean",
+    "object": "mapping",
+    "null": "null",
+}
 #: Types of a generator's options in words.
 OPTION_TYPES = {
     "float": "number",
@@ -66,6 +73,10 @@ COLUMN_TYPES = """\
 Column types are those of MySQL, in upper or lower case: {allowed}.
 
 Every director and child table also gets `chunkId` and `subChunkId` as its last columns; do not list them.
+"""
+
+RULES = """\
+For the columns of tables with a `schema`. What a rule does not state fits every column.
 """
 
 GENERATOR_HEAD = """\
@@ -105,6 +116,8 @@ def type_text(node: dict) -> str:
         return " or ".join(dict.fromkeys(type_text(choice) for choice in node["oneOf"]))
     if "enum" in node:
         return "integer" if isinstance(node["enum"][0], int) else "string"
+    if isinstance(node.get("type"), list):
+        return " or ".join(TYPES[kind] for kind in node["type"])
     if node.get("type") != "array":
         return TYPES[node["type"]] if "type" in node else "mapping"
     item = type_text(node.get("items", {}))
@@ -198,7 +211,12 @@ def configuration_text() -> str:
                 format_keys(definitions["table"], definitions, "tables.<Table>."),
                 "## Keys of a column\n",
                 format_keys(definitions["column"], definitions, "tables.<Table>.columns[]."),
+                "A group of entries, repeated for each value of a word:\n",
+                format_keys(definitions["group"], definitions, "tables.<Table>.columns[]."),
                 COLUMN_TYPES.format(allowed=ALLOWED),
+                "## Keys of a rule\n",
+                RULES,
+                format_keys(definitions["rule"], definitions, "column_rules[]."),
                 GENERATOR_HEAD,
                 *(format_generator(name, made) for name, made in GENERATORS.items()),
             ]
@@ -244,7 +262,8 @@ def environment_text(root: Path) -> str:
         "dependencies:",
         f"  - python={python}",
     ]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    # What reads schema files is not among them: it is asked for by itself, in requirements-felis.lock.
+    groups = [project["dependencies"], project["optional-dependencies"]["dev"]]
     for name in (canonical_name(requirement) for group in groups for requirement in group):
         if name not in versions:
             raise SkymillError(f"requirements.lock has no {name}, which pyproject.toml asks for; run `make lock`")

@@ -285,6 +285,8 @@ BLOCK_CASES = [
     ({"choice": {"values": [True, False], "probabilities": [0.1, 0.9]}}, "BOOLEAN"),
     ({"constant": None}, "INT"),
     ("unique_id", "BIGINT"),
+    ("text", "VARCHAR(12)"),
+    ({"time": {"start": "2025-01-01", "end": "2026-01-01"}}, "DATETIME(6)"),
 ]
 
 
@@ -780,6 +782,10 @@ def test_a_range_of_names_that_runs_backwards_is_no_empty_list():
         ("CHAR", "CHAR", None, 1, True),
         ("char(3)", "CHAR(3)", None, 3, True),
         ("VARCHAR(255) NOT NULL", "VARCHAR(255) NOT NULL", None, 255, False),
+        ("national  varchar(9)", "NATIONAL VARCHAR(9)", None, 9, True),
+        ("LONGTEXT", "LONGTEXT", None, 2**32 - 1, True),
+        ("datetime", "DATETIME", "M8[us]", 0, True),
+        ("DATETIME(6) NOT NULL", "DATETIME(6) NOT NULL", "M8[us]", 6, False),
     ],
 )
 def test_types(text, canonical, dtype, length, nullable):
@@ -789,7 +795,22 @@ def test_types(text, canonical, dtype, length, nullable):
 
 
 @pytest.mark.parametrize(
-    "text", ["TEXT", "DOUBLE UNSIGNED", "VARCHAR", "INT NOTNULL", "INT DEFAULT 0", "", "DECIMAL(3,2)"]
+    "text",
+    [
+        "TEXT",
+        "DOUBLE UNSIGNED",
+        "VARCHAR",
+        "INT NOTNULL",
+        "INT DEFAULT 0",
+        "",
+        "DECIMAL(3,2)",
+        "NATIONAL VARCHAR",
+        "NATIONAL CHAR(3)",
+        "LONGTEXT(5)",
+        "DATETIME(7)",
+        "TIMESTAMP",
+        "DATETIME UNSIGNED",
+    ],
 )
 def test_other_types_are_refused(text):
     with pytest.raises(ValueError, match=r"type .*: allowed are TINYINT") as error:

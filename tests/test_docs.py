@@ -11,13 +11,15 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import skymill
 import write_docs
 from generate_chunk import generate_by_hand
-from skymill.config import load_dataset
+from skymill.config import Dataset, load_dataset
+from skymill.selection import group_tiles
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -67,16 +69,26 @@ def test_check_names_the_file_that_is_not_up_to_date(tmp_path, capsys):
     assert "requirements.lock has no duckdb" in capsys.readouterr().err
 
 
-def test_lock_pins_everything_and_satisfies_every_bound():
-    lines = (PROJECT / "requirements.lock").read_text().splitlines()
+@pytest.mark.parametrize(("lock", "extra"), [("requirements.lock", "dev"), ("requirements-felis.lock", "felis")])
+def test_lock_pins_everything_and_satisfies_every_bound(lock, extra):
+    lines = (PROJECT / lock).read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[^=\s]+", line)] == []
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    asked = [*project["dependencies"], *project["optional-dependencies"][extra]]
     for requirement in map(Requirement, asked):
         version = pins.get(canonicalize_name(requirement.name))
-        assert version is not None, f"requirements.lock has no {requirement.name}"
+        assert version is not None, f"{lock} has no {requirement.name}"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: the lock has {version}"
+
+
+def test_the_locks_agree():
+    """What reads schema files is added to the rest and changes none of it."""
+    both = [write_docs.read_lock(PROJECT / name) for name in ("requirements.lock", "requirements-felis.lock")]
+    assert {
+        name: (both[0][name], both[1][name]) for name in both[0].keys() & both[1] if both[0][name] != both[1][name]
+    } == {}
+    assert "lsst-felis" in both[1] and "lsst-felis" not in both[0]
 
 
 def test_the_version_is_the_same_everywhere():
@@ -161,11 +173,47 @@ def test_rules_that_the_readme_asks_for_exist():
 # -- examples ----------------------------------------------------------------------------------------------------------
 
 
+def need_schema_reader(path):
+    """Skip a test of a configuration whose schema file cannot be read here; in continuous integration it fails."""
+    if "felis:" in path.read_text() and not os.environ.get("CI"):
+        pytest.importorskip("felis", reason="the package lsst-felis is not installed: make felis")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
 def test_every_configuration_loads(path):
+    need_schema_reader(path)
     dataset = load_dataset(path)
     assert dataset.database == path.parent.name
     assert len(dataset.selection().chunks) > 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+def test_every_configuration_is_planned(path, tmp_path):
+    """A dry run of each, of the whole selection; 146,332 chunks of kpm50 included, which may take 400 MB."""
+    need_schema_reader(path)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", PROJECT / "workflow" / "Snakefile", "--dry-run"]
+    command += ["--configfile", path, "--directory", tmp_path, "--quiet", "rules"]
+    # Started by a small process: the memory of one that is forked counts until the program begins.
+    measured = [sys.executable, "-c", MEASURE, *command]
+    done = subprocess.run(measured, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    tiles = len(group_tiles(*tiles_of(load_dataset(path))))
+    assert re.search(rf"^generate_tile +{tiles}$", done.stdout, re.MULTILINE), done.stdout[-2000:]
+    assert int(done.stdout.split()[-1]) < 400_000
+
+
+#: Runs a command, and prints its peak memory [kB].
+MEASURE = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(done.returncode)
+"""
+
+
+def tiles_of(dataset):
+    """What `group_tiles` needs to know of a dataset."""
+    return dataset.chunker, dataset.selection().chunks, dataset.config["chunks_per_tile"]
 
 
 def test_the_dataset_of_the_readme_works(tmp_path, monkeypatch):
@@ -185,6 +233,21 @@ def test_the_dataset_of_the_readme_works(tmp_path, monkeypatch):
     names = [column.name for column in dataset.tables["Star"].columns]
     g, r = (np.array([row[names.index(name)] for row in rows], dtype=float) for name in ("gMag", "rMag"))
     assert 0.5 < (g - r).mean() < 0.7
+
+
+def test_the_columns_and_the_choice_of_the_readme_are_right(tmp_path):
+    columns = yaml.safe_load(block_with("yaml", "for: {band:"))["columns"]
+    config = yaml.safe_load(block_with("yaml", "database: mysurvey"))
+    config["tables"]["Star"]["columns"] = [*config["tables"]["Star"]["columns"][:3], *columns]
+    config["tables"]["Star"]["density"] = {"per_sq_deg": 1}
+    config["tables"]["Visit"] |= {"from_file": "visits.csv"}
+    config["tables"]["Detection"]["rows"] = yaml.safe_load(block_with("yaml", "select:"))["rows"]
+    config["tables"]["Detection"]["columns"] = config["tables"]["Detection"]["columns"][:2]
+    (tmp_path / "visits.csv").write_text("1,g,0,0\n")
+    dataset = Dataset.from_config(config, tmp_path)
+    names = [column.name for column in dataset.tables["Star"].columns]
+    assert names[5:9] == ["uFlux", "uFluxErr", "gFlux", "gFluxErr"] and names[-2:] == ["yRadius", "yRadiusErr"]
+    assert dataset.tables["Detection"].select.limit == 22.5
 
 
 def test_queries_of_the_readme_run():

@@ -483,6 +483,33 @@ EXACT_COLUMNS = [
         "type": "VARCHAR(6)",
         "generator": {"choice": {"values": ["star", "galaxy"], "probabilities": [0.3, 0.7]}},
     },
+    {"name": "line", "type": "DOUBLE", "generator": {"linear": {"column": "psRa", "factor": 0.1, "sigma": 0.3}}},
+    {"name": "when", "type": "DATETIME(6)", "generator": {"time": {"mjd": "line"}}},
+]
+#: A table of detectors, and columns and a choice of objects for the child that follows it.
+EXACT_DETECTORS = {
+    "kind": "regular",
+    "rows": {"visits": "CcdVisit", "detectors": [3, 3], "spacing_deg": 1},
+    "visit": {"id": "detectorId", "filter": "filterName"},
+    "position": ["ra", "decl"],
+    "columns": [
+        {"name": "detectorId", "type": "INT NOT NULL", "generator": "unique_id"},
+        {"name": "filterName", "type": "CHAR(1)", "generator": {"visit": "filterName"}},
+        {"name": ["ra", "decl"], "type": "DOUBLE", "generator": "position"},
+    ],
+}
+EXACT_CHILD_ROWS = {
+    "visits": "Detector",
+    "radius_deg": 0.6,
+    "select": {"column": "nJy", "above": 100, "edge": 50},
+}
+EXACT_CHILD_COLUMNS = [
+    {
+        "name": "ra",
+        "type": "DOUBLE",
+        "generator": {"jitter": {"column": "psRa", "sigma": "psFlux_Sigma", "dec": "psDecl"}},
+    },
+    {"name": "decl", "type": "DOUBLE", "generator": {"jitter": {"column": "psDecl", "sigma": "psFlux_Sigma"}}},
 ]
 
 
@@ -506,15 +533,20 @@ def test_bytes_depend_neither_on_the_process_nor_on_the_instruction_set(tmp_path
     # At most four: none, all, and two between.
     settings = [settings[i] for i in sorted({0, len(settings) // 3, 2 * len(settings) // 3, len(settings) - 1})]
     config = small_config(8, columns=EXACT_COLUMNS, chunks="all")
+    config["tables"]["Detector"] = EXACT_DETECTORS
+    child = config["tables"]["ForcedSource"]
+    child["rows"] = EXACT_CHILD_ROWS
+    child["columns"][1]["generator"] = {"visit": "detectorId"}
+    child["columns"] += EXACT_CHILD_COLUMNS
     (tmp_path / "exact.yaml").write_text(yaml.safe_dump(config))
-    for name, path, chunk in (("fakedb", FAKEDB, 40000), ("exact", tmp_path / "exact.yaml", 36)):
+    for name, path, chunk, files in (("fakedb", FAKEDB, 40000, 3), ("exact", tmp_path / "exact.yaml", 36, 4)):
         found = [
             run_by_hand(
                 path, chunk, tmp_path / f"{name}{i}", NPY_DISABLE_CPU_FEATURES=" ".join(off), PYTHONHASHSEED=str(i)
             )
             for i, off in enumerate(settings)
         ]
-        assert len(found[0]) == 3
+        assert len(found[0]) == files
         assert all(hashes == found[0] for hashes in found[1:]), (name, settings)
 
 

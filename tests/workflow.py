@@ -43,6 +43,12 @@ SMALL_SKY = {
                     "null_fraction": 0.3,
                     "generator": {"choice": {"values": ["a\tb", "c\\d"]}},
                 },
+                {
+                    "name": "seen",
+                    "type": "DATETIME(3)",
+                    "null_fraction": 0.1,
+                    "generator": {"time": {"start": "1995-01-01", "end": "2035-01-01"}},
+                },
             ],
         },
         "ForcedSource": {

@@ -8,6 +8,7 @@ of numpy differ in the last bit between processors.
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Rows:
     overlap : `Placements` or `None`
         The sub-chunks whose overlap holds the rows, if somebody has asked for them.
     director, visits : `dict` [`str`, `Values`] or `None`
-        In a child: columns of the director's row, and of the visit, of each row.
+        In a child: columns of the director's row, and of the visit, of each row. In a table of detectors: columns of the visit.
     filters : `tuple` of `str`
         In a child: the names of the filters; ``visits["#filter"]`` holds indices into it.
     """
@@ -383,10 +384,22 @@ class Magnitude(Generator):
         return values.astype(self.columns[0].type.dtype, copy=False)
 
 
+def parse_moment(text: object) -> np.datetime64 | None:
+    """A time like "2025-06-30 23:30:00", with the precision of a microsecond; None if it is no such text, or before the year 1000."""
+    try:
+        moment = datetime.datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        moment = None
+    return None if moment is None or moment.tzinfo is not None or moment.year < 1000 else np.datetime64(moment, "us")
+
+
 def check_value(value: object, column: Column) -> None:
     """Refuse a value that a column cannot hold."""
     kind = column.type.kind
-    fits = isinstance(value, str) if kind == "string" else isinstance(value, (bool, int, float))
+    if kind == "datetime":
+        fits = parse_moment(value) is not None
+    else:
+        fits = isinstance(value, str) if kind == "string" else isinstance(value, (bool, int, float))
     if kind in ("integer", "boolean"):
         limits = np.iinfo(column.type.dtype)
         fits = fits and value == int(value) and limits.min <= value <= (1 if kind == "boolean" else limits.max)
@@ -395,7 +408,11 @@ def check_value(value: object, column: Column) -> None:
     if kind == "float":
         fits = fits and bool(np.isfinite(value)) and abs(value) <= np.finfo(column.type.dtype).max
     if not fits:
-        hint = " (put quotes around it)" if kind == "string" and not isinstance(value, str) else ""
+        hint = ""
+        if kind == "datetime":
+            hint = ' (write "2025-06-30 23:30:00", in quotes, from the year 1000)'
+        elif kind == "string" and not isinstance(value, str):
+            hint = " (put quotes around it)"
         raise ValueError(f"value {value!r} does not fit {column.type.text}{hint}")
 
 

@@ -276,7 +276,7 @@ def _allow(where: str, table: Table, kind_keys: set[str], reason: str) -> None:
     if table.rows is not None:
         given.add("rows")
     if table.visits is not None:
-        given.add("rows (of visits)" if table.detectors is None else "rows (of detectors)")
+        given.add("rows (of visits)")
     extra = sorted(given - kind_keys)
     if extra:
         raise ConfigError(f"{where}.{extra[0]}: a {table.kind} table has no such key; {reason}")
@@ -322,6 +322,9 @@ def _check_child(table: Table, tables: Mapping[str, Table], where: str) -> None:
     _check_visits(table, tables, where)
     if table.radius_deg is None:
         raise ConfigError(f'{where}.rows: the key "radius_deg" is missing')
+    for key in ("detectors", "spacing_deg"):
+        if getattr(table, key) is not None:
+            raise ConfigError(f"{where}.rows.{key}: only a table of detectors has such a key")
     if table.select is not None:
         column = next((c for c in director.columns if c.name == table.select.column), None)
         if column is None:
@@ -339,7 +342,7 @@ def _check_visits(table: Table, tables: Mapping[str, Table], where: str) -> None
 
 
 def _check_regular(table: Table, tables: Mapping[str, Table], where: str) -> None:
-    allowed = {"rows", "rows (of detectors)", "from_file", "visit", "position", "region"}
+    allowed = {"rows", "rows (of visits)", "from_file", "visit", "position", "region"}
     _allow(where, table, allowed, "it has rows or from_file")
     has_rows = table.rows is not None or table.visits is not None
     if has_rows == (table.from_file is not None):
@@ -348,8 +351,9 @@ def _check_regular(table: Table, tables: Mapping[str, Table], where: str) -> Non
         _check_visits(table, tables, where)
         if tables[table.visits].detectors is not None:
             raise ConfigError(f"{where}.rows.visits: {table.visits} is a table of detectors itself")
-        if table.spacing_deg is None:
-            raise ConfigError(f'{where}.rows: the key "spacing_deg" is missing')
+        for key in ("detectors", "spacing_deg"):
+            if getattr(table, key) is None:
+                raise ConfigError(f'{where}.rows: the key "{key}" is missing')
         for key in ("radius_deg", "select"):
             if getattr(table, key) is not None:
                 raise ConfigError(f"{where}.rows.{key}: only a child has such a key")
@@ -387,7 +391,9 @@ def _check_needs(table: Table, entry: Entry, tables: Mapping[str, Table], where:
     for source, names in sources:
         for name in names:
             if all(column.name != name for column in source.columns):
-                raise ConfigError(f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {source.name}')
+                raise ConfigError(
+                    f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {source.name}'
+                )
 
 
 def filter_names(visits: Table) -> list[str]:

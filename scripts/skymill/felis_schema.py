@@ -108,12 +108,14 @@ def read_felis(path: Path, where: str) -> object:
     try:
         from felis.datamodel import Schema
     except ImportError as error:
-        raise ConfigError(f"{where}: to read {path.name}, the package lsst-felis is needed ({error}); {INSTALL}") from None
+        raise ConfigError(
+            f"{where}: to read {path.name}, the package lsst-felis is needed ({error}); {INSTALL}"
+        ) from None
     import yaml
 
     try:
         return Schema.from_uri(str(path), context={"id_generation": True})
-    except (OSError, ValueError, yaml.YAMLError) as error:  # pydantic's errors are ValueErrors
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # pydantic's errors are ValueErrors
         lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
         raise ConfigError(f"{where}: {path} is not a valid Felis file: {' '.join(lines[:7])}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import re
@@ -65,6 +66,13 @@ def generator_class(name: str, folder: Path) -> type[Generator]:
     return found
 
 
+@functools.cache
+def _options_of(made: type[Generator]) -> dict[str, bool]:
+    """The options of a generator, and whether each is required."""
+    parameters = inspect.signature(made).parameters.items()
+    return {name: parameter.default is parameter.empty for name, parameter in parameters}
+
+
 def make_generator(entry: str | dict, columns: list[Column], folder: Path) -> Generator:
     """Make the generator that an entry of the configuration names, with its options.
 
@@ -75,15 +83,15 @@ def make_generator(entry: str | dict, columns: list[Column], folder: Path) -> Ge
     """
     name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
     made = generator_class(name, folder)
-    allowed = inspect.signature(made).parameters
+    allowed = _options_of(made)
     if not isinstance(options, dict):
         # {constant: 0.1} is short for {constant: {value: 0.1}}.
         options = {next(iter(allowed)): options} if allowed else {}
     for option in options:
         if option not in allowed:
             raise ValueError(f'generator "{name}" has no option "{option}"; it has {", ".join(allowed) or "none"}')
-    for option, parameter in allowed.items():
-        if parameter.default is parameter.empty and option not in options:
+    for option, required in allowed.items():
+        if required and option not in options:
             raise ValueError(f'generator "{name}" needs the option "{option}"')
     generator = made(**options)
     generator.columns = columns

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import exactmath
-from .columns import Generator, Rows, Strings, Values, as_type, check_value, need_kind, need_numbers
+from .columns import (
+    Column,
+    Generator,
+    Rows,
+    Strings,
+    Values,
+    as_type,
+    check_value,
+    need_kind,
+    need_numbers,
+    parse_moment,
+)
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +39,14 @@ FIRST_MJD, LAST_MJD = -313_698, 2_973_483
 def _need_visits(table: Table) -> None:
     if table.visits is None:
         raise ValueError(f"{table.name} has no rows: {{visits: ...}}")
+
+
+def _need_number(table: Table, option: str, name: str) -> Column | None:
+    """The column of a table that an option names; refused if it holds no numbers, None if there is none (which is told elsewhere)."""
+    column = next((column for column in table.columns if column.name == name), None)
+    if column is not None and column.type.kind not in ("integer", "float"):
+        raise ValueError(f"{option} = {name!r}: it is {column.type.text}, not a number")
+    return column
 
 
 def _as_masked(values: np.ndarray, *sources: np.ndarray) -> np.ndarray:
@@ -126,6 +144,7 @@ class Jitter(Generator):
             raise ValueError(f"{table.name} is no child table")
         if self.unit not in UNITS_DEG:
             raise ValueError(f"unit = {self.unit!r}: it must be {', '.join(UNITS_DEG)}")
+        _need_number(table, "sigma", self.sigma)
 
     def needs(self) -> Sequence[str]:
         return (self.sigma,)
@@ -135,15 +154,18 @@ class Jitter(Generator):
 
     def draw(self, random: np.random.Generator, rows: Rows) -> Values:
         angle, sigma = rows.director[self.column], rows.columns[self.sigma]
+        dec = None if self.dec is None else rows.director[self.dec]
+        for name, source in ((self.column, angle), (self.dec, dec)):
+            if source is not None and (isinstance(source, Strings) or source.dtype.kind != "f"):
+                raise ConfigError(f"column {self.columns[0].name}: jitter needs an angle, and {name} is none")
         values = random.standard_normal(rows.count)
         values *= np.ma.getdata(sigma)
         values *= UNITS_DEG[self.unit]
-        if self.dec is None:
+        if dec is None:
             values += np.ma.getdata(angle)
             # Beyond a pole Dec goes down again.
             values = np.where(np.abs(values) > 90.0, np.copysign(180.0, values) - values, values)
             return _as_masked(values, angle, sigma)
-        dec = rows.director[self.dec]
         values /= np.maximum(exactmath.cos_deg(np.ma.getdata(dec)), SMALLEST_COS)
         values += np.ma.getdata(angle)
         values %= 360.0
@@ -179,16 +201,16 @@ class Linear(Generator):
         need_numbers(factor=self.factor, offset=self.offset, sigma=self.sigma)
         if not self.sigma >= 0:
             raise ValueError(f"sigma = {self.sigma}: it must be at least 0")
-        source = next((column for column in table.columns if column.name == self.column), None)
-        if source is not None and source.type.kind not in ("integer", "float"):
-            raise ValueError(f"column = {self.column!r}: it is {source.type.text}, not a number")
+        source = _need_number(table, "column", self.column)
         if self.columns[0].type.kind == "integer" and not (
             (source is None or source.type.kind == "integer")
             and self.factor == int(self.factor)
             and self.offset == int(self.offset)
             and self.sigma == 0
         ):
-            raise ValueError(f"{self.columns[0].type.text}: whole numbers need whole factor, offset and column, and no sigma")
+            raise ValueError(
+                f"{self.columns[0].type.text}: whole numbers need whole factor, offset and column, and no sigma"
+            )
 
     def needs(self) -> Sequence[str]:
         return (self.column,)
@@ -262,14 +284,12 @@ class Time(Generator):
 
     def _moment(self, name: str) -> int:
         """An end of the range in microseconds since 1970."""
-        text = getattr(self, name)
-        try:
-            moment = datetime.datetime.fromisoformat(text) if isinstance(text, str) else None
-        except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is not None or moment.year < 1000:
-            raise ValueError(f'{name} = {text!r}: write a time as "2025-06-30 23:30:00", in quotes, from the year 1000')
-        return int(np.datetime64(moment, "us").astype(np.int64))
+        moment = parse_moment(getattr(self, name))
+        if moment is None:
+            raise ValueError(
+                f'{name} = {getattr(self, name)!r}: write a time as "2025-06-30 23:30:00", in quotes, from the year 1000'
+            )
+        return int(moment.astype(np.int64))
 
     def needs(self) -> Sequence[str]:
         return () if self.mjd is None else (self.mjd,)

@@ -16,7 +16,7 @@ from .errors import ConfigError
 #: Generators of columns that no rule fits, by the type in the file.
 DEFAULT_GENERATORS = {
     "boolean": {"choice": {"values": [0, 1]}},
-    **dict.fromkeys(("byte", "short", "int", "long"), {"uniform": {"min": 0, "max": 100}}),
+    **{name: {"uniform": {"min": 0, "max": 100}} for name in ("byte", "short", "int", "long")},
     **dict.fromkeys(("float", "double"), "uniform"),
     **dict.fromkeys(("char", "string", "unicode", "text"), "text"),
     "timestamp": {"time": {"start": "2025-01-01", "end": "2026-01-01"}},
@@ -96,7 +96,8 @@ def choose(rules: Sequence[Mapping], table: str, column: Mapping) -> tuple[objec
     """The generator and the share of NULLs of a column: each from the first rule that fits and states it."""
     generator = null_fraction = None
     for rule in rules:
-        if fits(rule, table, column):
+        wanted = (generator is None and "generator" in rule) or (null_fraction is None and "null_fraction" in rule)
+        if wanted and fits(rule, table, column):
             generator = rule.get("generator") if generator is None else generator
             null_fraction = rule.get("null_fraction") if null_fraction is None else null_fraction
     if generator is None:
@@ -128,7 +129,9 @@ def useless_rules(config: Mapping) -> Iterator[int]:
 
 
 def _matches(patterns: str | Sequence[str], value: str) -> bool:
-    return any(_compile(pattern).fullmatch(value) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+    return any(
+        _compile(pattern).fullmatch(value) for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+    )
 
 
 @functools.cache

@@ -278,6 +278,6 @@ def _make_entries(option: Mapping, names: list[str], folder: Path) -> list[Entry
     if "generator" not in option:
         return [Entry(columns, None, null_fraction)]
     joint = make_generator(option["generator"], columns, folder)
-    if joint.joint:
+    if joint.joint or len(columns) == 1:
         return [Entry(columns, joint, null_fraction)]
     return [Entry([c], make_generator(option["generator"], [c], folder), null_fraction) for c in columns]

@@ -190,10 +190,13 @@ def _times_from_pandas(series, null: np.ndarray, column: Column, where: str) -> 
     """A column of times of a file."""
     import pandas as pd
 
+    values = np.zeros(len(series), dtype=column.type.dtype)
     try:
-        values = pd.to_datetime(series.where(~null, "1970-01-01")).to_numpy().astype(column.type.dtype)
+        values[~null] = pd.to_datetime(series[~null], format="ISO8601").to_numpy().astype(column.type.dtype)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {column.name}: {error}; it must be {column.type.text}") from None
+        raise ConfigError(
+            f"{where}: {column.name}: {str(error).split('. ')[0]}; it must be {column.type.text}, as 2025-06-30 23:30:00"
+        ) from None
     return np.ma.masked_array(values, null) if null.any() else values
 
 

@@ -311,21 +311,32 @@ def truth_path(root: Path, transaction: str, tile: str) -> Path:
     return root / "generated" / transaction / f"{tile}.truth.json.gz"
 
 
+#: Table -> chunk -> name of a fact -> its value.
+TruthTables = dict[str, dict[int, dict[str, Fact]]]
+
+
 class TileTruth:
     """Facts of the chunks of a tile: for each table a dictionary of chunk -> facts.
 
     Attributes
     ----------
-    tables : `dict` [`str`, `dict` [`int`, `dict` [`str`, `Fact`]]]
+    tables : `TruthTables`
     """
 
-    def __init__(self, tables: dict[str, dict[int, dict[str, Fact]]] | None = None):
+    def __init__(self, tables: TruthTables | None = None):
         self.tables = tables or {}
 
     def add(self, chunk: int, found: Mapping[str, dict[str, Fact]]) -> None:
         """Add the facts of a chunk, by table."""
         for name, values in found.items():
             self.tables.setdefault(name, {})[chunk] = values
+
+    def names(self) -> dict[str, list[str]]:
+        """The names of all facts of each table."""
+        return {
+            name: list(dict.fromkeys(fact for values in chunks.values() for fact in values))
+            for name, chunks in self.tables.items()
+        }
 
     def write(self, path: Path, head: Mapping) -> None:
         """Write the file, aside first; ``head`` says what it belongs to."""

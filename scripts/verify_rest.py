@@ -63,30 +63,35 @@ def planned_chunks(root: Path) -> set[int]:
     }
 
 
+def verify_rest(dataset: Dataset, asker: Asker, root: Path) -> dict:
+    """Compare the regular tables, and look for chunks that nobody has made; returns the record of it.
+
+    Parameters
+    ----------
+    dataset : `Dataset`
+    asker : `Asker`
+    root : `pathlib.Path`
+        ``results/<database>``.
+    """
+    known = planned_chunks(root)
+    rows: dict[str, dict[str, dict[str, int]]] = {}
+    differences, compared, expected, found = verify_regular(dataset, asker, root / "visits")
+    for place, table, chunk, count in asker.chunk_rows(known):
+        if chunk in known:
+            rows.setdefault(place, {}).setdefault(table, {})[str(chunk)] = count
+        else:
+            differences += differ(table, chunk, place, {facts.ROWS: 0}, {facts.ROWS: count})
+    return {"compared": compared, "expected": expected, "found": found, "rows": rows, "differences": differences}
+
+
 def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     """Run the step for the rule ``verify_rest``."""
     watch = Stopwatch()
     dataset = start_step(snakemake)
-    known = planned_chunks(dataset.results)
-    rows: dict[str, dict[str, dict[int, int]]] = {}
     with open_asker(dataset, dataset.results, snakemake.threads) as asker:
-        differences, compared, expected, found = verify_regular(dataset, asker, dataset.results / "visits")
-        for place, table, chunk, count in asker.chunk_rows(known):
-            rows.setdefault(place, {}).setdefault(table, {})[chunk] = count
-            if chunk not in known:
-                differences += differ(table, chunk, place, {facts.ROWS: 0}, {facts.ROWS: count})
-    write_json(
-        Path(snakemake.output[0]),
-        {
-            "compared": compared,
-            "expected": expected,
-            "found": found,
-            "rows": rows,
-            "differences": differences,
-            **watch.read(),
-        },
-    )
-    log.info("compared %d facts of regular tables: %d differ", compared, len(differences))
+        record = verify_rest(dataset, asker, dataset.results)
+    write_json(Path(snakemake.output[0]), {**record, **watch.read()})
+    log.info("%d facts of regular tables: %d differ", record["compared"], len(record["differences"]))
 
 
 if "snakemake" in globals():

@@ -113,7 +113,8 @@ def ask_columns(
         columns = kind.columns[first : first + COLUMNS_AT_ONCE]
         for column in columns:
             asked += _ask_column(kind, column, dialect, strings.get(column.name, ()))
-        yield Question(_grouped([expression for _, expression in asked], relation, group), [name for name, _ in asked])
+        query = _grouped([expression for _, expression in asked], f"{relation} AS t", group)
+        yield Question(query, [name for name, _ in asked])
         asked = []
 
 

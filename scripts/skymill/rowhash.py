@@ -211,7 +211,7 @@ def hash_query(columns: Sequence[Column], relation: str, dialect: str, group: st
         lanes.append(_sum(terms))
     lanes_of = [f"k{lane}" for lane in range(LANES)]
     folded = ", ".join(f"({xor(k, f'({k} >> {half})')} & {mask}) AS {k}" for k in lanes_of)
-    query = f"SELECT {first}{bits} FROM {relation}"
+    query = f"SELECT {first}{bits} FROM {relation} AS t"
     query = f"SELECT {kept}{lanes[0]} AS k0, {lanes[1]} AS k1 FROM ({query}) AS q0"
     query = f"SELECT {kept}{folded} FROM ({query}) AS q1"
     for step, shift in enumerate((12, 15)):

@@ -128,8 +128,9 @@ def compare_facts(expected: Mapping[str, Fact], found: Mapping[str, Fact]) -> li
         answer = nothing if answer is None else answer
         if not agrees(wanted, answer):
             different.append((name, wanted, answer))
+    # First what is not expected at all: that rows of other chunks are there says more than what they do to the columns.
     order = {name: i for i, name in enumerate(expected)}
-    return sorted(different, key=lambda part: (order.get(part[0], len(order)), part[0]))
+    return sorted(different, key=lambda part: (order.get(part[0], -1), part[0]))
 
 
 def compare_tile(

@@ -94,3 +94,17 @@ rule verify:
         "whether the store holds what was made"
     script:
         "../../scripts/verify_database.py"
+
+
+rule repair:
+    log:
+        "<results>/logs/repair.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        **COMMON,
+    message:
+        "making the chunks again that verification has found to differ"
+    script:
+        "../../scripts/repair_chunks.py"

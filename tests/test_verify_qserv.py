@@ -239,6 +239,35 @@ def test_the_target_verify_asks_the_workers(sky, tables):
     assert f"Object chunk 324 on {worker}: rows: expected" in printed
 
 
+def test_repair_says_what_an_administrator_must_do(sky, tables, cluster, check):
+    """The statements are run as they stand; then all is well again."""
+    import pymysql
+
+    lost, source = an_object(tables), tables.place("ForcedSource_325")
+    tables.change("Object_324", f"DELETE FROM {{table}} WHERE objectId = {lost}")
+    tables.change("ForcedSource_324", f"INSERT INTO {{table}} SELECT * FROM {source} LIMIT 1")
+    tables.change("ObjectFullOverlap_325", "UPDATE {table} SET gMag = 0 LIMIT 1")
+    snakemake(sky, "verify", config=sky / "config.yaml", ok=False)
+    printed = snakemake(sky, "repair", config=sky / "config.yaml")
+    assert "What is committed in Qserv is frozen" in printed and "an administrator must run" in printed
+    root = sky / "results" / "verified"
+    scripts = sorted((root / "repair").glob("*.sql"))
+    assert [path.stem for path in scripts] == sorted({tables.place(f"Object_{c}").split("_")[0] for c in (324, 325)})
+    for path in scripts:
+        database = f"{path.stem}_verified"
+        with pymysql.connect(
+            host="127.0.0.1",
+            port=cluster.mariadb_port,
+            user="root",
+            database=database,
+            local_infile=True,
+            autocommit=True,
+        ) as connection:
+            for statement in path.read_text().splitlines()[1:]:
+                connection.cursor().execute(statement)
+    assert check() == {}
+
+
 def test_what_is_missing_to_ask_is_told(cluster, dataset, monkeypatch):
     config = sql_config(cluster, password={"env": "SKYMILL_TEST_SQL"})
     monkeypatch.delenv("SKYMILL_TEST_SQL", raising=False)

@@ -103,6 +103,11 @@ class Verification:
         chosen = f"-{hashlib.sha256(self.only.encode()).hexdigest()[:8]}" if self.only else ""
         return f"{folder}/{number:04d}{chosen}.json"
 
+    @property
+    def truth(self) -> list[str]:
+        """The truth of all tiles that the store shows."""
+        return [str(truth_path(self._state.root, name, tile)) for name, tile in tiles_to_verify(self._state)]
+
     def tiles(self, wildcards: object) -> list[str]:
         """The records of the tiles of a run."""
         folder = self._state.root / "verify" / wildcards.run

@@ -6,7 +6,9 @@ import shutil
 
 import duckdb
 import pytest
+import yaml
 
+from answer_queries import answer
 from skymill.config import Dataset
 from verifying import all_kinds, facts_named, verify
 from workflow import PROJECT, snakemake, write_config
@@ -196,6 +198,62 @@ def test_rows_in_a_file_of_another_tile_are_found(tmp_path, sky, dataset):
     shutil.copy(source, source.with_name(f"s0000p00000.{source.name}"))
     found = facts_named(verify(root, dataset))
     assert "rows in all files" in found["Object", 324] and found.keys() == {("Object", c) for c in range(324, 328)}
+
+
+@pytest.fixture(scope="module")
+def answered(sky):
+    """The folder of the queries, whose answers have been compared."""
+    printed = snakemake(sky, "answers", config=sky / "config.yaml")
+    assert "classes were answered as expected" in printed
+    return sky / "results" / "allkinds" / "queries"
+
+
+def test_queries_of_all_kinds_are_written_and_answered_as_expected(sky, answered):
+    content = yaml.safe_load((answered / "queries.yaml").read_text())
+    classes = {one["name"]: one for one in content["classes"]}
+    assert {
+        "Object_by_id",
+        "Object_in_small_box",
+        "Object_ForcedSource_in_small_box",
+        "Object_by_chunk",
+    } <= classes.keys()
+    assert {"ForcedSource_of_object", "Object_ForcedSource_join", "ForcedSource_Visit_by_filter"} <= classes.keys()
+    assert {"Object_neighbours", "ForcedSource_scan_mag", "ForcedSource_by_chunk"} <= classes.keys()
+    assert {one["kind"] for one in classes.values()} == {"interactive", "scan", "join", "neighbours"}
+    assert "qserv_areaspec_box({ra_min}" in classes["Object_in_small_box"]["sql"]["qserv"]
+    assert "scisql_angSep(" in classes["Object_neighbours"]["sql"]["qserv"]
+    # What is expected is not empty, or the comparison would say nothing.
+    for name in ("Object_in_small_box", "Object_ForcedSource_in_small_box", "ForcedSource_of_object"):
+        assert sum(case["expected"]["value"] for case in classes[name]["cases"]) > 5, name
+    low, high = classes["Object_neighbours"]["cases"][0]["expected"]["between"]
+    assert 0 < low <= high
+    ids = [int(line) for line in (answered / "Object_ids.txt").read_text().split()]
+    assert len(ids) == len(set(ids)) > 300
+    listed = ", ".join(map(str, ids))
+    assert ask(sky, f"SELECT count(*) FROM Object WHERE objectId IN ({listed})")[0] == len(ids)
+    answers = json.loads((answered / "answers.json").read_text())
+    assert {one["class"] for one in answers} == classes.keys() and all(one["right"] for one in answers)
+
+
+def test_a_wrong_answer_is_told(sky, answered, dataset):
+    database = sky / "results" / "allkinds" / "allkinds.duckdb"
+    content = yaml.safe_load((answered / "queries.yaml").read_text())
+    box = next(one for one in content["classes"] if one["name"] == "Object_in_small_box")["cases"][0]
+    where = f"ra BETWEEN {box['parameters']['ra_min']} AND {box['parameters']['ra_max']} AND dec BETWEEN " + (
+        f"{box['parameters']['dec_min']} AND {box['parameters']['dec_max']}"
+    )
+    kept = database.with_suffix(".kept")
+    shutil.copy(database, kept)
+    try:
+        with duckdb.connect(str(database)) as connection:
+            connection.execute(f"DELETE FROM Object WHERE objectId = (SELECT min(objectId) FROM Object WHERE {where})")
+        wrong = {one["class"] for one in answer(dataset, database, answered) if not one["right"]}
+        assert {"Object_in_small_box", "Object_by_chunk", "Object_neighbours"} <= wrong
+        assert "ForcedSource_by_chunk" not in wrong
+        printed = snakemake(sky, "answers", config=sky / "config.yaml", ok=False)
+        assert "were not answered as expected" in printed and "expected {'value':" in printed
+    finally:
+        kept.replace(database)
 
 
 def test_the_target_verify(sky):

@@ -1,15 +1,19 @@
 """Verification of Qserv's workers: the test server's MariaDB is asked, and each kind of damage there is found and named."""
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+from answer_queries import read_files
 from skymill.config import Dataset
 from skymill.errors import ConfigError, SkymillError
 from skymill.stores.asking import open_asker
+from skymill.workload import is_expected
 from verifying import all_kinds, facts_named, verify
 from workflow import PROJECT, snakemake, write_config
 
@@ -21,6 +25,8 @@ from qserv_server.fixture import QservCluster
 
 PAIRS = {"pairs closer than 0.25 deg", "pairs closer than 0.45 deg"}
 HASH = {"hash 1", "hash 2"}
+#: The separation of two points (haversine), for what Qserv has a function.
+SEPARATION = r"2 * DEGREES(ASIN(SQRT(POW(SIN(RADIANS(\2 - \4) / 2), 2) + COS(RADIANS(\2)) * COS(RADIANS(\4)) * POW(SIN(RADIANS(\1 - \3) / 2), 2))))"
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +245,16 @@ def test_the_target_verify_asks_the_workers(sky, tables):
     assert f"Object chunk 324 on {worker}: rows: expected" in printed
 
 
+def query_in(cluster: QservCluster, database: str, query: str) -> list[tuple]:
+    """The rows of a query in a database."""
+    import pymysql
+
+    with pymysql.connect(host="127.0.0.1", port=cluster.mariadb_port, user="root", database=database) as connection:
+        cursor = connection.cursor()
+        cursor.execute(query)
+        return list(cursor.fetchall())
+
+
 def test_repair_says_what_an_administrator_must_do(sky, tables, cluster, check):
     """The statements are run as they stand; then all is well again."""
     import pymysql
@@ -266,6 +282,51 @@ def test_repair_says_what_an_administrator_must_do(sky, tables, cluster, check):
             for statement in path.read_text().splitlines()[1:]:
                 connection.cursor().execute(statement)
     assert check() == {}
+
+
+def test_queries_in_the_dialect_of_qserv_are_answered_as_expected(sky, cluster, tables):
+    """On MariaDB, in tables with the rows of all chunks, its function written out; but for boxes, which the czar reads."""
+    root = sky / "results" / "verified"
+    snakemake(sky, "write_queries", config=sky / "config.yaml")
+    cluster.sql("CREATE OR REPLACE DATABASE whole")
+    for name in ("Object", "ForcedSource", "Visit"):
+        cluster.sql(f"CREATE TABLE whole.{name} LIKE w1_verified.{name}")
+        parts = cluster.sql(
+            "SELECT table_schema, table_name FROM information_schema.tables WHERE table_schema LIKE 'w%%verified' "
+            "AND table_name REGEXP %s AND table_name NOT LIKE '%%1234567890'",
+            f"^{name}_[0-9]+$",
+        )
+        for schema, table in parts if name != "Visit" else [("w1_verified", "Visit")]:
+            cluster.sql(f"INSERT INTO whole.{name} SELECT * FROM {schema}.{table}")
+    cluster.sql("CREATE TABLE whole.near AS SELECT * FROM whole.Object")
+    for (table,) in cluster.sql(
+        "SELECT DISTINCT table_name FROM information_schema.tables WHERE table_name REGEXP '^ObjectFullOverlap_[0-9]+$'"
+    ):
+        if not table.endswith("1234567890"):
+            cluster.sql(f"INSERT INTO whole.near SELECT * FROM {tables.place(table)}")
+    content = yaml.safe_load((root / "queries" / "queries.yaml").read_text())
+    by_file = read_files(root / "queries")
+    asked = []
+    for one in content["classes"]:
+        query = one["sql"]["qserv"]
+        for case in one["cases"] if "areaspec" not in query else ():
+            text = re.sub(
+                r"scisql_angSep\((.*?), (.*?), (.*?), (.*?)\)", SEPARATION, query.format(**case["parameters"])
+            )
+            # As the czar does it: what is near an object is in its sub-chunk, or in the overlap of that.
+            same = "WHERE o1.chunkId = o2.chunkId AND o1.subChunkId = o2.subChunkId AND"
+            text = text.replace(", Object AS o2 WHERE", f", near AS o2 {same}")
+            rows = query_in(cluster, "whole", text)
+            rows = [[float(f"{v:.6g}") if isinstance(v, float) else v for v in row] for row in rows]
+            expected = dict(case["expected"])
+            if "rows" in expected:
+                # MariaDB prints a FLOAT with six digits.
+                expected["rows"] = [
+                    [float(f"{v:.6g}") if isinstance(v, float) else v for v in r] for r in expected["rows"]
+                ]
+            assert is_expected(expected, rows, by_file), (text, expected, rows[:3])
+            asked.append(one["name"])
+    assert {"Object_by_id", "Object_by_chunk", "Object_neighbours", "Object_ForcedSource_join"} <= set(asked)
 
 
 def test_what_is_missing_to_ask_is_told(cluster, dataset, monkeypatch):

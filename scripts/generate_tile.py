@@ -3,7 +3,8 @@
 Reads the chunk ids of the tile from the plan, the visits, and density maps. Writes, for each chunk and table,
 ``chunk_<id>_<Table>.csv``; for each director also ``chunk_<id>_<Table>_halo.csv`` (rows of neighbours in its overlap), and beside
 both a small binary file of places (``.places.npy``, see `skymill.places`). Rows already end with their chunkId and subChunkId, so that
-partitioning need not move them again. A table without rows in a chunk has no file. Last comes the manifest.
+partitioning need not move them again. A table without rows in a chunk has no file. Facts of all rows are taken on the way and written as the
+tile's truth, see `skymill.truth`. Last comes the manifest.
 
 A chunk that fails, because a user's generator makes what it should not, does not stop the others: see `skymill.failures`. Fails if all of
 them fail, or the disk is full; files then have not taken their names.
@@ -26,6 +27,7 @@ from skymill.retries import own_chunks
 from skymill.rowmaker import BoxStreams, RowMaker, load_density
 from skymill.step import Stopwatch, log, start_step
 from skymill.textfile import TableFile
+from skymill.truth import ChunkTruth, TileTruth, TruthTaker
 from skymill.visits import load_visits
 
 
@@ -35,7 +37,13 @@ def stored_values(rows: Rows, chunk: int) -> dict[str, Values]:
 
 
 def generate_chunk(
-    maker: RowMaker, director: Table, chunk: int, folder: Path, boxes: list[int] | None = None, halo: bool = True
+    maker: RowMaker,
+    director: Table,
+    chunk: int,
+    folder: Path,
+    boxes: list[int] | None = None,
+    halo: bool = True,
+    truth: ChunkTruth | None = None,
 ) -> dict[str, TableFile]:
     """Generate a director, its halo and its children in a chunk.
 
@@ -50,6 +58,8 @@ def generate_chunk(
         Numbers of the boxes to make; all by default.
     halo : `bool`
         Whether to make the halo, and the files of places.
+    truth : `ChunkTruth`, optional
+        Is given all rows.
 
     Returns
     -------
@@ -70,12 +80,16 @@ def generate_chunk(
         for rows in maker.director_blocks(director, chunk, boxes):
             files[director.name].add(stored_values(rows, chunk))
             places.append(places_of(rows, slice(None)))
+            if truth is not None:
+                truth.add_director(rows)
             for child in children:
                 key = (child.name, rows.box)
                 if key not in streams:
                     streams[key] = BoxStreams(maker.dataset.seed, child, chunk, rows.box)
                 for child_rows in maker.child_blocks(child, rows, streams[key]):
                     files[child.name].add(stored_values(child_rows, chunk))
+                    if truth is not None:
+                        truth.add_child(child, child_rows)
         halo_places = []
         if halo:
             halo_name = f"{director.name}_halo"
@@ -84,6 +98,8 @@ def generate_chunk(
                 values = stored_values(rows, rows.chunk)
                 files[halo_name].add({name: column[reaching] for name, column in values.items()})
                 halo_places.append(places_of(rows, reaching))
+                if truth is not None:
+                    truth.add_halo(rows, reaching)
     if halo:
         save_places(files[director.name].path, places, files[director.name].row_ends)
         save_places(files[halo_name].path, halo_places, files[halo_name].row_ends)
@@ -91,7 +107,12 @@ def generate_chunk(
 
 
 def generate_tile(
-    dataset: Dataset, maker: RowMaker, chunks: Iterable[int], folder: Path, failures: TileFailures | None = None
+    dataset: Dataset,
+    maker: RowMaker,
+    chunks: Iterable[int],
+    folder: Path,
+    failures: TileFailures | None = None,
+    truth: TileTruth | None = None,
 ) -> dict:
     """Generate the chunks of a tile.
 
@@ -104,6 +125,8 @@ def generate_tile(
         Where the files go.
     failures : `TileFailures`, optional
         Takes the chunks that fail; without it their errors go on.
+    truth : `TileTruth`, optional
+        Takes the facts of the chunks.
 
     Returns
     -------
@@ -112,13 +135,18 @@ def generate_tile(
     """
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, dict] = {}
+    taker = TruthTaker(dataset) if truth is not None else None
     for chunk in chunks:
         with failures.catch(chunk) if failures else contextlib.nullcontext():
-            entry = {}
+            entry, known = {}, {}
             for director in dataset.tables_of("director"):
-                for name, file in generate_chunk(maker, director, chunk, folder).items():
+                facts = taker.chunk(director, chunk) if taker is not None else None
+                for name, file in generate_chunk(maker, director, chunk, folder, truth=facts).items():
                     entry[name] = {"rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
+                known |= facts.facts() if facts is not None else {}
             made[str(chunk)] = entry
+            if truth is not None:
+                truth.add(chunk, known)
         if str(chunk) not in made:
             for path in folder.glob(f"chunk_{chunk}_*"):
                 path.unlink()
@@ -151,7 +179,8 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
             chunks = [chunk for chunk in chunks if chunk not in loaded]
         maker = make_maker(dataset, results / "visits", results / "density")
         failures = TileFailures(results, name, tile, "generate")
-        made = generate_tile(dataset, maker, chunks, Path(snakemake.output.bulk), failures)
+        truth = TileTruth()
+        made = generate_tile(dataset, maker, chunks, Path(snakemake.output.bulk), failures, truth)
         failures.settle(len(made))
         columns = {t.name: [c.name for c in t.stored_columns] for t in dataset.tables_of("director", "child")}
         manifest = {
@@ -163,6 +192,10 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
             "chunks": made,
             **watch.read(),
         }
+        truth.write(
+            Path(snakemake.output.truth),
+            {key: manifest[key] for key in ("transaction", "tile", "fingerprint")},
+        )
         write_json(Path(snakemake.output.manifest), manifest)
     log.info("generated %d chunks in %.1f s", len(made), manifest["seconds"])
 

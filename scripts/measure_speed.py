@@ -84,6 +84,7 @@ def measure_fakedb(folder: Path) -> dict:
         made = {
             stage: {"bulk": path(stage), "manifest": path(stage, ".json")} for stage in ("generated", "partitioned")
         }
+        made["generated"]["truth"] = path("generated", ".truth.json.gz")
         jobs = {
             "generate_tile": ({"plan": str(plan)}, made["generated"]),
             "partition_tile": (made["generated"], made["partitioned"]),

@@ -316,6 +316,11 @@ def save_arrays(path: Path, columns: dict[str, Values]) -> None:
 
 def load_visits(path: Path, table: Table) -> Visits:
     """Read the visits that `save_arrays` wrote."""
+    return Visits(load_arrays(path, table), table)
+
+
+def load_arrays(path: Path, table: Table) -> dict[str, Values]:
+    """Read the columns that `save_arrays` wrote."""
     columns: dict[str, Values] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for column in table.columns:
@@ -326,4 +331,4 @@ def load_visits(path: Path, table: Table) -> Visits:
                 columns[name] = np.ma.masked_array(arrays[f"data:{name}"], arrays[f"mask:{name}"])
             else:
                 columns[name] = arrays[f"data:{name}"]
-    return Visits(columns, table)
+    return columns

@@ -1,6 +1,6 @@
 """Generates a tile: CSV files of each chunk and table, and the halo of each director.
 
-Reads the plan, the visits and the density maps; makes generated/<txn>/<tile>/ and its manifest beside it.
+Reads the plan, the visits and the density maps; makes generated/<txn>/<tile>/, and beside it its truth and its manifest.
 """
 
 
@@ -11,6 +11,7 @@ rule generate_tile:
         maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
     output:
         bulk=bulk("<results>/generated/{txn}/{tile}", "generated"),
+        truth="<results>/generated/{txn}/{tile}.truth.json.gz",
         manifest="<results>/generated/{txn}/{tile}.json",
     log:
         "<results>/logs/generate_tile/{txn}/{tile}.log",

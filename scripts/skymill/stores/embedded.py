@@ -96,7 +96,9 @@ class EmbeddedStore:
             raise SkymillError(
                 f"the transaction {missing[0]} was committed, but {self.committed} does not hold it; it was moved or removed"
             )
-        files = {name: sorted(p for f in folders for p in (f / name).glob("*.parquet")) for name, _ in self._tables()}
+        files = {
+            name: sorted(p for f in folders for p in (f / name).glob("*.parquet")) for name, _ in self.loaded_tables()
+        }
         rows = {
             name: sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths) for name, paths in files.items()
         }
@@ -105,7 +107,7 @@ class EmbeddedStore:
         aside.unlink(missing_ok=True)
         try:
             with duckdb.connect(str(aside)) as connection:
-                for name, columns in self._tables():
+                for name, columns in self.loaded_tables():
                     _show_table(connection, name, columns, files[name], copied)
                     found = connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
                     if found != rows[name]:
@@ -133,7 +135,8 @@ class EmbeddedStore:
 
         with duckdb.connect(str(self.database), read_only=True) as connection:
             return {
-                name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name, _ in self._tables()
+                name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
+                for name, _ in self.loaded_tables()
             }
 
     def _staged(self, transaction_id: str) -> Path:
@@ -152,7 +155,7 @@ class EmbeddedStore:
             )
         return folder
 
-    def _tables(self) -> list[tuple[str, list[Column]]]:
+    def loaded_tables(self) -> list[tuple[str, list[Column]]]:
         """Names and columns of the tables that are loaded, overlap tables included."""
         tables = []
         for table in self.dataset.tables_of("regular", "director", "child"):
@@ -235,7 +238,7 @@ def _rows_held(folder: Path, tile: str) -> dict[str, int]:
     """Rows of each chunk that the files of a tile in a table's folder hold."""
     held: dict[str, int] = {}
     for path in folder.glob(f"{tile}.*.parquet"):
-        held |= json.loads(pyarrow.parquet.read_metadata(path).metadata[_HELD_KEY])
+        held |= rows_of_chunks(path)
     return held
 
 
@@ -243,12 +246,46 @@ def _load(folder: Path, tile: str, contributions: list[Contribution]) -> dict[st
     """Write files of one table as one Parquet file; returns the rows of each chunk."""
     folder.mkdir(exist_ok=True)
     first = contributions[0].chunk
+    blocks = (block for contribution in contributions for block in read_contribution(contribution))
     path = folder / f"{tile}.{'all' if first is None else first}.parquet"
+    return write_parquet(path, contributions[0].table.stored_columns, blocks)
+
+
+def read_contribution(contribution: Contribution) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of a file, block by block, each with the chunk.
+
+    Raises
+    ------
+    SkymillError
+        If it has other rows than it should.
+    """
+    found = 0
+    for block in read_text(contribution.path, contribution.table):
+        found += len(block)
+        yield str(contribution.chunk), block
+    if found != contribution.rows:
+        raise SkymillError(f"{contribution.path}: it has {found} rows, its manifest says {contribution.rows}")
+
+
+def rows_of_chunks(path: Path) -> dict[str, int]:
+    """The rows of each chunk that a Parquet file of ours holds, as its own metadata say."""
+    return json.loads(pyarrow.parquet.read_metadata(path).metadata[_HELD_KEY])
+
+
+def write_parquet(path: Path, columns: Sequence[Column], blocks: Iterator[tuple[str, pa.Table]]) -> dict[str, int]:
+    """Write a Parquet file, aside first; returns the rows of each chunk.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+    columns : sequence of `Column`
+    blocks : iterator of `tuple` [`str`, `pyarrow.Table`]
+        Rows and the chunk that they belong to, chunk by chunk.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    table = contributions[0].table
     # Random numbers do not repeat: a dictionary would only cost time, but for places, filters and the like.
-    repeated = [c.name for c in table.stored_columns if c.name in ("chunkId", "subChunkId") or c.type.kind == "string"]
-    schema = pa.schema([pa.field(c.name, _arrow_type(c), c.type.nullable) for c in table.stored_columns])
+    repeated = [c.name for c in columns if c.name in ("chunkId", "subChunkId") or c.type.kind == "string"]
+    schema = pa.schema([pa.field(c.name, _arrow_type(c), c.type.nullable) for c in columns])
     rows: dict[str, int] = {}
     waiting: list[pa.Table] = []
     held = 0
@@ -256,20 +293,13 @@ def _load(folder: Path, tile: str, contributions: list[Contribution]) -> dict[st
         with pyarrow.parquet.ParquetWriter(
             aside, schema, compression="snappy", use_dictionary=repeated, write_statistics=repeated
         ) as writer:
-            for contribution in contributions:
-                found = 0
-                for block in read_text(contribution.path, table):
-                    waiting.append(block.cast(schema))
-                    found += len(block)
-                    held += len(block)
-                    if held >= GROUP_ROWS:
-                        writer.write_table(pa.concat_tables(waiting))
-                        waiting, held = [], 0
-                if found != contribution.rows:
-                    raise SkymillError(
-                        f"{contribution.path}: it has {found} rows, its manifest says {contribution.rows}"
-                    )
-                rows[str(contribution.chunk)] = found
+            for chunk, block in blocks:
+                rows[chunk] = rows.get(chunk, 0) + len(block)
+                waiting.append(block.cast(schema))
+                held += len(block)
+                if held >= GROUP_ROWS:
+                    writer.write_table(pa.concat_tables(waiting))
+                    waiting, held = [], 0
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
             writer.add_key_value_metadata({_HELD_KEY.decode(): json.dumps(rows)})

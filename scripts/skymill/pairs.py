@@ -1,0 +1,186 @@
+"""Counts pairs of points on the sky that are close together, by cells in space, so that neither poles nor RA 0 are special.
+
+Separations are those of unit vectors, by their differences: an arc cosine of nearly 1 has lost its digits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+#: Pairs that are compared at a time.
+BLOCK_PAIRS = 1 << 17
+#: Cells are half as wide as the radius where they would hold more points than this.
+DENSE = 16
+#: Points are sought along one axis only if there are not more than so many for each.
+SPARSE = 32
+#: The smallest cell: the number of cells along an axis, cubed, must fit 63 bits.
+SMALLEST = 2e-6
+
+
+def chord_squared(angle_deg: float) -> float:
+    """The square of the distance of two unit vectors that are ``angle_deg`` apart."""
+    return 4.0 * math.sin(math.radians(angle_deg) / 2.0) ** 2
+
+
+def _vectors(ra_deg: np.ndarray, dec_deg: np.ndarray, axis: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors (3, n), turned so that the middle of the points lies on the third axis; and that middle.
+
+    The points then lie flat in the other two axes, which makes for few cells.
+    """
+    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
+    cos_dec = np.cos(dec)
+    vectors = np.stack([cos_dec * np.cos(ra), cos_dec * np.sin(ra), np.sin(dec)])
+    middle = vectors.mean(axis=1) if axis is None else axis
+    length = float(np.sqrt(middle @ middle))
+    if length < 0.1:  # all around the sky
+        return vectors, middle
+    third = middle / length
+    first = np.cross(third, np.eye(3)[np.argmin(np.abs(third))])
+    first /= np.sqrt(first @ first)
+    return np.stack([first, np.cross(third, first), third]) @ vectors, middle
+
+
+class _Cells:
+    """Points sorted by the cell of space that they lie in."""
+
+    def __init__(self, vectors: np.ndarray, size: float):
+        self.size = size
+        self.along = math.ceil(2.0 / size) + 16
+        keys = self.keys(vectors)
+        order = np.argsort(keys)
+        self.vectors = np.ascontiguousarray(vectors[:, order])
+        self.points = keys[order]
+        starts = np.flatnonzero(np.diff(self.points, prepend=self.points[:1] - 1))
+        self.cells = self.points[starts]
+        self._starts = np.append(starts, len(self.points))
+
+    def keys(self, vectors: np.ndarray) -> np.ndarray:
+        """The numbers of the cells that some points lie in (int64)."""
+        x, y, z = np.floor(vectors * (1.0 / self.size)).astype(np.int64) + self.along // 2
+        return (x * self.along + y) * self.along + z
+
+    def between(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ranges of points in the cells from ``low`` to ``high``, both included."""
+        first = np.searchsorted(self.cells, low)
+        return self._starts[first], self._starts[np.searchsorted(self.cells, high, side="right")]
+
+
+def count_pairs(
+    ra_deg: np.ndarray,
+    dec_deg: np.ndarray,
+    other_ra_deg: np.ndarray,
+    other_dec_deg: np.ndarray,
+    radii_deg: Sequence[float],
+    most_candidates: int | None = None,
+) -> list[int] | None:
+    """Count ordered pairs of one of some points with another of them, or with one of others, that are closer than each of some radii.
+
+    Parameters
+    ----------
+    ra_deg, dec_deg : `numpy.ndarray`, float64, (n,)
+        The points.
+    other_ra_deg, other_dec_deg : `numpy.ndarray`, float64, (m,)
+        The others; pairs among themselves do not count.
+    radii_deg : sequence of `float`
+        Radii [deg].
+    most_candidates : `int`, optional
+        The most pairs that may be compared.
+
+    Returns
+    -------
+    counts : `list` [`int`] or `None`
+        The pairs for each radius; None if more would have to be compared than allowed.
+    """
+    limits = [chord_squared(radius) for radius in radii_deg]
+    if not len(ra_deg):
+        return [0] * len(limits)
+    vectors, middle = _vectors(ra_deg, dec_deg)
+    others, _ = _vectors(other_ra_deg, other_dec_deg, middle)
+    reach = max(math.sqrt(max(limits)) * (1.0 + 1e-9), SMALLEST)
+    order = np.argsort(vectors[0])
+    home, among, beside = _in_strips(vectors[:, order], others, reach)
+    if _count(among) + _count(beside) > SPARSE * (len(ra_deg) + len(other_ra_deg)):
+        home, among, beside = _in_cells(vectors, others, reach)
+    if most_candidates is not None and _count(among) + _count(beside) > most_candidates:
+        return None
+    counts = np.zeros(len(limits), dtype=np.int64)
+    for points, found, weight in ((home, among, 2), (others, beside, 1)):
+        for distances in _distances(points, home, found):
+            counts += [weight * int(np.count_nonzero(distances < limit)) for limit in limits]
+    return counts.tolist()
+
+
+#: For each of some points (indices, repeated as need be) a range of others that may be near.
+_Ranges = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def _count(ranges: _Ranges) -> int:
+    return sum(int((stop - start).sum()) for _, start, stop in ranges)
+
+
+def _in_strips(vectors: np.ndarray, others: np.ndarray, reach: float) -> tuple[np.ndarray, _Ranges, _Ranges]:
+    """Points sorted along the first axis, as they are given, and what lies within reach of them and of others along it."""
+    along, itself = vectors[0], np.arange(vectors.shape[1])
+    among = (itself, itself + 1, np.searchsorted(along, along + reach, side="right"))
+    bounds = (np.searchsorted(along, others[0] - reach), np.searchsorted(along, others[0] + reach, side="right"))
+    return vectors, [among], [(np.arange(others.shape[1]), *bounds)]
+
+
+def _in_cells(vectors: np.ndarray, others: np.ndarray, reach: float) -> tuple[np.ndarray, _Ranges, _Ranges]:
+    """Points sorted by cells, and what lies in the cells around them and around others."""
+    parts, home = 1, _Cells(vectors, reach)
+    if len(home.points) > DENSE * len(home.cells) and reach > 2 * SMALLEST:
+        parts, home = 2, _Cells(vectors, reach / 2)
+    steps = range(-parts, parts + 1)
+    # Among the points themselves each pair once: cells before or beside, not both.
+    half = [(x, y) for x, y in itertools.product(range(parts + 1), steps) if (x, y) > (0, 0)]
+    among = list(_ranges(home, home.points, half, parts))
+    # Within the column of its own cell: what stands behind the point itself.
+    itself = np.arange(len(home.points))
+    among.append((itself, itself + 1, home.between(home.points, home.points + parts)[1]))
+    beside = []
+    if others.shape[1]:
+        beside = list(_ranges(home, home.keys(others), list(itertools.product(steps, steps)), parts))
+    return home.vectors, among, beside
+
+
+def _ranges(
+    cells: _Cells, keys: np.ndarray, steps: Sequence[tuple[int, int]], parts: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The ranges of points in the columns of cells that lie some steps away from those of other points, and whose they are."""
+    shifts = np.array([(x * cells.along + y) * cells.along for x, y in steps])
+    together = max(1, BLOCK_PAIRS // len(keys))
+    for first in range(0, len(shifts), together):
+        shifted = shifts[first : first + together, None] + keys
+        start, stop = cells.between(shifted - parts, shifted + parts)
+        step, point = np.nonzero(stop > start)
+        yield point, start[step, point], stop[step, point]
+
+
+def _distances(
+    points: np.ndarray, others: np.ndarray, ranges: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> Iterator[np.ndarray]:
+    """The squared distances of points to the others of their ranges, block by block."""
+    point, start, stop = (np.concatenate(column) for column in zip(*ranges, strict=True))
+    ends = np.cumsum(stop - start)
+    first = 0
+    while first < len(point):
+        done = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + BLOCK_PAIRS, side="right")))
+        part = slice(first, last)
+        length = stop[part] - start[part]
+        # The others of a point stand one behind the other, so that their places follow from where its range begins.
+        other = np.repeat(start[part] - (ends[part] - length - done), length)
+        other += np.arange(len(other))
+        squares = None
+        for axis, values in zip(points, others, strict=True):
+            difference = np.repeat(axis[point[part]], length)
+            difference -= values[other]
+            difference *= difference
+            squares = difference if squares is None else np.add(squares, difference, out=squares)
+        yield squares
+        first = last

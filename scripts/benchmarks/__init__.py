@@ -132,7 +132,7 @@ class TileJobs:
 
         self.clear()
         transaction = self.store.start_transaction(self.TXN, 0, {})
-        started = self.root / "started.json"
+        started = self.root / "ingest" / "transactions" / f"{self.TXN}.0.started.json"
         write_json(started, {"transaction": self.TXN, "attempt": 0, "id": transaction})
         generated, partitioned = (
             {"bulk": self._path(stage), "manifest": self._path(stage, ".json")}

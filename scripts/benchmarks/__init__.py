@@ -78,7 +78,7 @@ def run_command(command: list[str], folder: Path = PROJECT) -> Usage:
     done = subprocess.run([sys.executable, "-c", _LAUNCH, *command], cwd=folder, capture_output=True, text=True)
     status, cpu, peak = json.loads(done.stdout)
     if status:
-        raise RuntimeError(f"{command[:3]} failed: {done.stderr}")
+        raise RuntimeError(f"a process that is measured failed: {done.stderr[-2000:]}")
     return Usage(cpu, peak)
 
 

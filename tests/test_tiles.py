@@ -10,6 +10,7 @@ SETTINGS = {
     "tiles of 1": (1, 2, {}),
     "tiles of 7": (7, 1, {}),
     "tiles of 64": (64, 2, {}),
+    "no compiler": (64, 2, {"SKYMILL_KERNELS": "off"}),
     # numpy's own kernels, and those of the C library, for older processors.
     "older processor": (
         64,

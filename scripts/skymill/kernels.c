@@ -19,6 +19,9 @@ typedef struct {
 
 enum { I1, I2, I4, I8, U1, U2, U4, U8, F4, F8, STRING };
 
+/* Set by tests: whatever the processor, do as on one without vector instructions. */
+int plain_only = 0;
+
 /* A field is put together in a slot, its separator included. Longer strings stay where they are. */
 #define SLOT 32
 #define ELSEWHERE 255
@@ -499,7 +502,7 @@ int64_t format_rows(const column_t *columns, int64_t num_columns, int64_t first,
     int fast = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    fast = __builtin_cpu_supports("avx2");
+    fast = !plain_only && __builtin_cpu_supports("avx2");
     if (fast && !tables_are_filled) fill_tables(powers_4);
 #endif
     if (num_columns > BLOCK_SLOTS) return -1;
@@ -538,5 +541,37 @@ int64_t join_parts(const part_t *parts, int64_t num_parts, int64_t rows, char *o
             memcpy(to, parts[p].base + parts[p].starts[i], (size_t)size);
             to += size;
         }
+    return to - out;
+}
+
+/* Offsets of the bytes that are one of two values, ascending, each plus `base`; returns how many. `out` must hold 8 more. */
+FOR_NEWER_PROCESSORS int64_t find_bytes(const uint8_t *data, int64_t size, int64_t one, int64_t other, int64_t base,
+                                        int64_t *out) {
+    int64_t *to = out, at = 0;
+#if defined(__x86_64__)
+    __m128i first = _mm_set1_epi8((char)one), second = _mm_set1_epi8((char)other);
+    for (; at + 64 <= size; at += 64) {
+        uint64_t found = 0;
+        for (int i = 0; i < 4; i++) {
+            __m128i bytes = _mm_loadu_si128((const __m128i *)(data + at + 16 * i));
+            bytes = _mm_or_si128(_mm_cmpeq_epi8(bytes, first), _mm_cmpeq_epi8(bytes, second));
+            found |= (uint64_t)(uint32_t)_mm_movemask_epi8(bytes) << (16 * i);
+        }
+        int64_t *next = to + __builtin_popcountll(found);
+        /* Eight at a time, whether or not there are so many: a loop that ends somewhere costs more. */
+        while (found) {
+            for (int i = 0; i < 8; i++) {
+                to[i] = base + at + (found ? __builtin_ctzll(found) : 0);
+                found &= found - 1;
+            }
+            to += 8;
+        }
+        to = next;
+    }
+#endif
+    for (; at < size; at++) {
+        *to = base + at;
+        to += data[at] == one || data[at] == other;
+    }
     return to - out;
 }

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -126,11 +127,20 @@ class Kernels:
         self._join_parts = functions.join_parts
         self._join_parts.restype = ctypes.c_int64
         self._join_parts.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+        self._find_bytes = functions.find_bytes
+        self._find_bytes.restype = ctypes.c_int64
+        self._find_bytes.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p]
         self.powers = [_scaled_powers(*limits) for limits in _POWERS]
 
-    def formatter(self, columns: Sequence[tuple[np.ndarray, np.ndarray | None, Sequence[bytes] | None]]) -> Formatter:
+    def formatter(self, columns: Sequence[ColumnData]) -> Formatter:
         """What writes the rows of some columns as text; see `Formatter`."""
         return Formatter(self, columns)
+
+    def find_bytes(self, data: np.ndarray, one: int, other: int, base: int = 0) -> np.ndarray:
+        """Offsets (int64) of the bytes of a text that are one of two values, ascending, each plus ``base``."""
+        found = np.empty(len(data) + 8, dtype=np.int64)
+        count = self._find_bytes(address(data), len(data), one, other, base, address(found))
+        return found[:count].copy()
 
     def join_parts(self, parts: Sequence[tuple[int, np.ndarray, np.ndarray]], out: np.ndarray) -> int:
         """Join, row by row, what the parts have for it; returns the bytes.
@@ -146,38 +156,62 @@ class Kernels:
         return self._join_parts(ctypes.addressof(table), len(parts), len(parts[0][1]), address(out))
 
 
+class ColumnData(NamedTuple):
+    """A column to be written.
+
+    Attributes
+    ----------
+    values : `numpy.ndarray`
+        Numbers, or, of strings, which of the texts each row has (int32), -1 for NULL.
+    null : `numpy.ndarray`, bool, or `None`
+        Which rows are NULL.
+    texts : `bytes` or `None`
+        Of strings: the texts, one behind the other.
+    text_ends : `numpy.ndarray`, int64, or `None`
+        Where each of them ends.
+    """
+
+    values: np.ndarray
+    null: np.ndarray | None = None
+    texts: bytes | None = None
+    text_ends: np.ndarray | None = None
+
+
 class Formatter:
-    """Writes rows of columns as text: numbers as short as they read back exactly, tabs between them, ``\\N`` for NULL.
+    """Writes rows of columns as text: numbers as short as they read back exactly, tabs between them, NULL as the ingest dialect has it.
 
     Parameters
     ----------
     kernels : `Kernels`
-    columns : sequence of (`numpy.ndarray`, `numpy.ndarray` or `None`, sequence of `bytes` or `None`)
-        For each column its values, a mask of those that are NULL (bool), and for strings their texts; the values of strings are
-        indices into these (int32), -1 for NULL.
+    columns : sequence of `ColumnData`
+
+    Attributes
+    ----------
+    row_bytes : `int`
+        More than a row can have.
     """
 
-    def __init__(self, kernels: Kernels, columns: Sequence[tuple[np.ndarray, np.ndarray | None, Sequence[bytes] | None]]):
+    def __init__(self, kernels: Kernels, columns: Sequence[ColumnData]):
         self._kernels = kernels
-        self._held = []  # what the C code points into
+        self._held: list[np.ndarray | bytes] = []  # what the C code points into
         self.row_bytes = 0
         table = (_Column * len(columns))()
-        for item, (values, null, texts) in zip(table, columns, strict=True):
-            values = np.ascontiguousarray(values)
-            item.kind = STRING_KIND if texts is not None else KINDS[values.dtype.str[1:]]
+        for item, column in zip(table, columns, strict=True):
+            values = np.ascontiguousarray(column.values)
+            item.kind = KINDS[values.dtype.str[1:]] if column.texts is None else STRING_KIND
             item.values = address(values)
             self._held.append(values)
-            if null is not None:
-                null = np.ascontiguousarray(null)
+            self.row_bytes += SLOT_BYTES
+            if column.null is not None:
+                null = np.ascontiguousarray(column.null)
                 item.null = address(null)
                 self._held.append(null)
-            if texts is not None:
-                ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-                joined = b"".join(texts)
-                item.texts, item.text_ends = ctypes.cast(ctypes.c_char_p(joined), ctypes.c_void_p).value, address(ends)
-                self._held += [joined, ends]
-                self.row_bytes += max(0, max(map(len, texts), default=0) + 1 - SLOT_BYTES)
-            self.row_bytes += SLOT_BYTES
+            if column.texts is not None:
+                item.texts = ctypes.cast(ctypes.c_char_p(column.texts), ctypes.c_void_p).value
+                item.text_ends = address(column.text_ends)
+                longest = int(np.diff(column.text_ends, prepend=0).max(initial=0))
+                self.row_bytes += max(0, longest + 1 - SLOT_BYTES)
+                self._held += [column.texts, column.text_ends]
         self._table = table
         self._num_columns = len(columns)
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import kernels
+
 LF = 10
 CR = 13
 MAX_ID_DIGITS = 9
@@ -95,13 +97,17 @@ def is_escaped(data: np.ndarray, positions: np.ndarray, escape: int | None) -> n
 def _find(data: np.ndarray, values: Sequence[int], escape: int | None) -> np.ndarray:
     """Ascending offsets (int64) of all bytes that have one of the values and are not escaped."""
     found = [np.empty(0, dtype=np.int64)]
+    compiled = kernels.load() if len(values) <= 2 and data.flags.c_contiguous else None
     for start in range(0, len(data), BLOCK_BYTES):
         block = data[start : start + BLOCK_BYTES]
-        mask = block == values[0]
-        for value in values[1:]:
-            mask |= block == value
-        positions = np.flatnonzero(mask)
-        positions += start
+        if compiled is not None:
+            positions = compiled.find_bytes(block, values[0], values[-1], start)
+        else:
+            mask = block == values[0]
+            for value in values[1:]:
+                mask |= block == value
+            positions = np.flatnonzero(mask)
+            positions += start
         if escape is not None and (data[max(start - 1, 0) : start + BLOCK_BYTES] == escape).any():
             positions = positions[~is_escaped(data, positions, escape)]
         found.append(positions)
@@ -351,6 +357,7 @@ def join_parts(
         int((part.ends - part.starts).sum(dtype=np.int64)) // max(len(part.ends), 1) for part in spans
     )
     step = max(1, BLOCK_BYTES // mean_bytes)
+    compiled = kernels.load()
     for begin in range(0, len(rows), step):
         block = slice(begin, begin + step)
         chosen = rows[block]
@@ -365,6 +372,11 @@ def join_parts(
                 sources.append((part.table, codes))
                 lengths.append(part.lengths[codes])
         ends = np.cumsum(sum(lengths[1:], lengths[0].astype(np.int64)))
+        if compiled is not None:
+            text = np.empty(ends[-1], dtype=np.uint8)
+            compiled.join_parts(_addressed(sources, lengths), text)
+            yield text, ends
+            continue
         widths = [int(length.max()) for length in lengths]
         text = _join_runs(sources, lengths, ends) if len(parts) == 2 and len(spans) == 1 else None
         if text is not None:
@@ -373,6 +385,17 @@ def join_parts(
             yield _join_slices(sources, lengths), ends
         else:
             yield _join_padded(sources, lengths, widths), ends
+
+
+def _addressed(
+    sources: list[tuple[np.ndarray, np.ndarray]], lengths: list[np.ndarray]
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Parts as the compiled loop takes them."""
+    parts = []
+    for (source, where), length in zip(sources, lengths, strict=True):
+        starts = where.astype(np.int64) * (source.shape[1] if source.ndim == 2 else 1)
+        parts.append((kernels.address(source), starts, np.ascontiguousarray(length, dtype=np.int64)))
+    return parts
 
 
 def _join_padded(

@@ -59,12 +59,23 @@ def format_rows(columns: Sequence[Column], values: dict[str, Values]) -> bytes:
     return text.getvalue()
 
 
-def _kernel_column(values: Values) -> tuple[np.ndarray, np.ndarray | None, list[bytes] | None]:
+def _kernel_column(column: Column, values: Values) -> kernels.ColumnData:
     """A column as the kernels take it."""
     if isinstance(values, Strings):
-        return values.codes.astype(np.int32, copy=False), None, [t.translate(_ESCAPES).encode() for t in values.values]
+        texts = [text.translate(_ESCAPES).encode() for text in values.values]
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        return kernels.ColumnData(values.codes.astype(np.int32, copy=False), texts=b"".join(texts), text_ends=ends)
     mask = np.ma.getmask(values)
-    return np.ma.getdata(values), None if mask is np.ma.nomask else mask, None
+    null = None if mask is np.ma.nomask else mask
+    data = np.ma.getdata(values)
+    if data.dtype.kind != "M":
+        return kernels.ColumnData(data, null)
+    # "2025-06-30 23:30:00", and behind it as many decimals as the column holds.
+    width = 20 + column.type.length if column.type.length else 19
+    text = np.datetime_as_string(data, unit="us").astype("S26").view(np.uint8).reshape(-1, 26)[:, :width].copy()
+    text[:, 10] = ord(" ")
+    codes = np.arange(len(text), dtype=np.int32)
+    return kernels.ColumnData(codes, null, text.tobytes(), np.arange(1, len(text) + 1) * width)
 
 
 class TableFile:
@@ -99,7 +110,7 @@ class TableFile:
         self._waiting: list[dict[str, Values]] = []
         self._held = 0
         self._ends: list[np.ndarray] | None = [] if row_ends else None
-        self._kernels = kernels.load()
+        self._kernels = kernels.load() if len(columns) <= kernels.MAX_COLUMNS else None
         self._buffer: np.ndarray | None = None
         self._used = 0
 
@@ -129,7 +140,7 @@ class TableFile:
 
     def _format(self, values: dict[str, Values], count: int) -> None:
         """Put the text of rows in the buffer, and write it whenever it is full."""
-        formatter = self._kernels.formatter([_kernel_column(values[column.name]) for column in self.columns])
+        formatter = self._kernels.formatter([_kernel_column(c, values[c.name]) for c in self.columns])
         room = max(BUFFER_BYTES, 16 * formatter.row_bytes)
         if self._buffer is None or len(self._buffer) < room:
             self._write()

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .columns import Column, DirectorColumn, ForcedFlux, Position, UniqueId, VisitColumn
-from .config import PLACE_COLUMNS, Dataset, Entry, Table, filter_names
+from .columns import Column, Position, UniqueId
+from .config import Dataset, filter_names
+from .linked_columns import DirectorColumn, ForcedFlux, VisitColumn
+from .tables import PLACE_COLUMNS, Entry, Table
 
 #: Strings are counted one by one if a column has at most so many different ones in a chunk.
 MOST_VALUES = 32

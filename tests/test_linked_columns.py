@@ -18,6 +18,7 @@ from helpers import (
     REPOSITORY,
     assert_chi_square,
     assert_ks,
+    assert_mean,
     assert_uniform,
     chunk_columns,
     correlation_bound,
@@ -28,7 +29,8 @@ from helpers import (
     row_maker,
     small_config,
 )
-from skymill import visits
+from skymill import kernels, visits
+from skymill.census import SHARE_ROWS, chosen_share, take_census
 from skymill.columns import Column, Rows, Strings
 from skymill.config import Dataset
 from skymill.derived import table_config
@@ -38,7 +40,7 @@ from skymill.linked_columns import SMALLEST_COS
 from skymill.rowmaker import choose_rows
 from skymill.sqltypes import parse_type
 from skymill.tables import RowSelection
-from skymill.textfile import format_rows
+from skymill.textfile import TableFile
 from skymill.visits import make_regular_table
 from workflow import snakemake, write_config
 
@@ -109,11 +111,25 @@ def test_a_date_that_no_datetime_holds_is_an_error(day):
         draw({"time": {"mjd": "day"}}, "DATETIME", 1, day=np.array([day]))
 
 
-@pytest.mark.parametrize(("sql", "text"), [("DATETIME", "33"), ("DATETIME(1)", "33.9"), ("DATETIME(6)", "33.987654")])
-def test_times_as_text(sql, text):
-    column = Column("t", parse_type(sql))
-    value = np.ma.masked_array(np.array(["2024-11-08T04:15:33.987654"] * 2, "datetime64[us]"), [False, True])
-    assert format_rows([column], {"t": value}).decode() == f"2024-11-08 04:15:{text}\n\\N\n"
+@pytest.mark.parametrize("decimals", range(7))
+@pytest.mark.parametrize("compiled", [True, False])
+def test_times_as_text(decimals, compiled, tmp_path, monkeypatch):
+    """From the first to the last that a DATETIME holds, leap days among them, compared with numpy's own text."""
+    if not compiled:
+        monkeypatch.setattr(kernels, "load", lambda: None)
+    elif kernels.load() is None:
+        pytest.skip("there is no C compiler here")
+    column = Column("t", parse_type(f"DATETIME({decimals})"))
+    low, high = (int(np.datetime64(day, "us").astype(np.int64)) for day in ("1000-01-01", "9999-12-31T23:59:59.999999"))
+    random = np.random.default_rng(3).integers(low, high, 5000, endpoint=True)
+    days = np.arange("1896-01-01", "2105-01-01", dtype="datetime64[D]").astype("datetime64[us]").astype(np.int64)
+    moments = np.concatenate([[low, high, 0, -1], random, days, days - 1]).astype("datetime64[us]")
+    null = np.arange(len(moments)) % 7 == 5
+    with TableFile(tmp_path / "t.csv", [column]) as file:
+        file.add({"t": np.ma.masked_array(moments, null)})
+    expected = [text.replace("T", " ")[: 20 + decimals if decimals else 19] for text in moments.astype(str).tolist()]
+    expected = ["\\N" if hidden else text for text, hidden in zip(expected, null.tolist(), strict=True)]
+    assert (tmp_path / "t.csv").read_text().splitlines() == expected
 
 
 def test_constants_and_choices_of_times():
@@ -276,6 +292,28 @@ def test_a_choice_without_edge_is_sharp_and_leaves_null_out(upwards):
     rows = Rows(5, 0, 0, 0, {"a": values})
     found = choose_rows(RowSelection("a", 3.0, 0.0, upwards), rows, np.random.default_rng(1))
     assert found.tolist() == ([3] if upwards else [1])
+
+
+def test_the_share_of_chosen_objects_is_forecast():
+    """For the plan: from the deciding column alone, NULLs and columns that it needs included."""
+    columns = [
+        {"name": "b", "type": "FLOAT", "generator": {"linear": {"column": "a", "factor": 2}}, "null_fraction": 0.25},
+        {"name": "a", "type": "DOUBLE", "generator": "uniform"},
+        {"name": "c", "type": "DOUBLE", "generator": "normal"},
+    ]
+    maker = row_maker(dataset_of(small_config(1, columns=columns, children=False)))
+    director = maker.dataset.tables["Object"]
+    for selection, share in ((RowSelection("b", 1.5, 0.5, True), 0.75 / 4), (RowSelection("c", 0.0, 9.0, False), 0.5)):
+        assert_mean(chosen_share(maker, director, selection, 324), share, math.sqrt(share * (1 - share) / SHARE_ROWS))
+
+
+def test_rows_of_chosen_objects_are_forecast():
+    dataset, all_visits = selected_survey()
+    chunks = np.arange(324, 334)
+    census = take_census(row_maker(dataset, all_visits), chunks)
+    maker = row_maker(dataset, all_visits)
+    made = sum(len(chunk_columns(maker, chunk)[1]["objectId"]) for chunk in chunks.tolist())
+    assert census.rows["ForcedSource"].sum() == pytest.approx(made, rel=0.03)
 
 
 # -- detectors, regions -----------------------------------------------------------------------------------------------

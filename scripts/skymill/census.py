@@ -6,6 +6,7 @@ overlap are expected values: visits are counted around sample points, and areas 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -15,15 +16,19 @@ import numpy as np
 
 from .boxes import chunk_boxes
 from .chunker import Chunker
+from .columns import Rows
 from .config import Table
 from .density import UniformDensity
-from .rowmaker import RowMaker
+from .rowmaker import BoxStreams, RowMaker, choose_rows, fill_columns
+from .tables import RowSelection
 from .visits import Visits
 
 #: Sample points of a chunk: as many as make about so many in all, within these limits.
 ALL_POINTS, LEAST_POINTS, MOST_POINTS = 40_000, 16, 1024
 #: Neighbouring chunks whose points are matched with visits together.
 CHUNKS_TOGETHER = 8
+#: Rows of which the share of chosen ones is taken, and rows that are made at a time: 10^6 rows are right within 0.2 % of a share of 30 %.
+SHARE_ROWS, SHARE_BLOCK = 1 << 20, 1 << 16
 #: Steps of the additive sequence that fills a square evenly: powers of 1 / 1.3247..., the plastic number (Roberts 2018).
 _STEPS = (0.7548776662466927, 0.5698402909980532)
 _DEG_PER_RAD = 180.0 / math.pi
@@ -87,8 +92,31 @@ def take_census(maker: RowMaker, chunks: np.ndarray, progress: Callable[[int, in
         census.rows[director.overlap_name] = rows * overlap_area / chunk_area
         census.halo[director.name] = rows * halo_area / chunk_area
         for child in children:
-            census.rows[child.name] = pairs[child.visits, child.radius_deg]
+            share = 1.0 if child.select is None else chosen_share(maker, director, child.select, int(chunks[0]))
+            census.rows[child.name] = pairs[child.visits, child.radius_deg] * share
     return census
+
+
+def chosen_share(maker: RowMaker, director: Table, selection: RowSelection, chunk: int) -> float:
+    """The share of a director's rows that have rows in a child, from `SHARE_ROWS` rows of its own in a chunk.
+
+    Only the column that decides is made, and those that it needs.
+    """
+    entries, wanted = [], {selection.column}
+    for entry in reversed(director.entries_in_order):
+        if wanted & {column.name for column in entry.columns}:
+            entries.append(entry)
+            wanted |= set(entry.generator.needs())
+    table = dataclasses.replace(director, name=f"{director.name}#share", entries=entries[::-1], order=None)
+    streams = BoxStreams(maker.dataset.seed, table, chunk, 0)
+    box, density = maker.chunker.chunk_box(chunk), UniformDensity(0.0)
+    chosen = 0
+    for first in range(0, SHARE_ROWS, SHARE_BLOCK):
+        rows = Rows(SHARE_BLOCK, first, chunk, 0, {})
+        rows.ra_deg, rows.dec_deg = density.sample(streams["#position"], box, 0, SHARE_BLOCK)
+        fill_columns(table, rows, streams)
+        chosen += len(choose_rows(selection, rows, streams["#select"]))
+    return chosen / SHARE_ROWS
 
 
 def stripe_areas(chunker: Chunker) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

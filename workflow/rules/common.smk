@@ -38,9 +38,7 @@ pathvars:
 LOADS = STATE.store != "none"
 REGULAR = [table.name for table in DATASET.tables_of("regular")]
 LOADED_REGULAR = [table.name for table in DATASET.tables_of("regular") if table.ingest]
-PARTITIONED = [
-    table.name for table in DATASET.tables_of("director", "child") if table.key
-]
+PARTITIONED = [t.name for t in DATASET.tables_of("director", "child") if t.key]
 MAPS = [table.name for table in DATASET.tables_of("director") if "map" in table.density]
 #: Parameters of every step.
 COMMON = {"folder": str(CONFIG_FOLDER), "fingerprint": STATE.fingerprint}

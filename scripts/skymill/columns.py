@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import exactmath
+from . import exactmath, kernels
 from .errors import ConfigError
 from .sqltypes import SqlType
 
@@ -281,9 +281,14 @@ class Uniform(Generator):
             wide = dtype if dtype.itemsize > 2 else np.dtype(np.int32)
             drawn = random.integers(int(self.min), int(self.max), size=rows.count, dtype=wide, endpoint=True)
             return drawn.astype(dtype, copy=False)
-        values = random.random(rows.count, dtype=dtype)
-        values *= dtype.type(self.max - self.min)
-        values += dtype.type(self.min)
+        compiled = kernels.load()
+        values = None
+        if compiled is not None:
+            values = compiled.uniform(random, rows.count, dtype, self.max - self.min, self.min)
+        if values is None:
+            values = random.random(rows.count, dtype=dtype)
+            values *= dtype.type(self.max - self.min)
+            values += dtype.type(self.min)
         return values
 
 

@@ -575,3 +575,165 @@ FOR_NEWER_PROCESSORS int64_t find_bytes(const uint8_t *data, int64_t size, int64
     }
     return to - out;
 }
+
+/* Uniform random numbers, the same as numpy draws and scales, straight into their place. What follows is numpy's state of the
+ * generator PCG64-DXSM (numpy/random/src/pcg64/pcg64.h, O'Neill 2014), which goes on from here to there and back; kernels.py
+ * looks whether numpy still has it so. */
+typedef struct {
+    uint128_t state;
+    uint128_t increment;
+} pcg_t;
+
+typedef struct {
+    pcg_t *pcg;
+    int has_half; /* whether the higher half of the last word has not been used yet */
+    uint32_t half;
+} pcg_state_t;
+
+static inline uint64_t next_word(uint128_t *state, uint128_t increment) {
+    uint64_t high = (uint64_t)(*state >> 64), low = (uint64_t)*state | 1;
+    high ^= high >> 32;
+    high *= 0xda942042e4dd58b5u;
+    high ^= high >> 48;
+    high *= low;
+    *state = *state * 0xda942042e4dd58b5u + increment;
+    return high;
+}
+
+static inline float as_float(uint32_t word, float width, float low) {
+    float drawn = (float)(int32_t)(word >> 8) * 0x1p-24f;
+    drawn *= width;
+    drawn += low;
+    return drawn;
+}
+
+/* `generator` points to numpy's bitgen_t, whose first member is the state. */
+void fill_floats_uniform(void *const *generator, int64_t count, double width, double low, float *out) {
+    pcg_state_t *random = *generator;
+    uint128_t state = random->pcg->state, increment = random->pcg->increment;
+    float width_4 = (float)width, low_4 = (float)low;
+    int64_t i = 0;
+    if (random->has_half && count) {
+        out[i++] = as_float(random->half, width_4, low_4);
+        random->has_half = 0;
+    }
+    uint64_t word = (uint64_t)random->half << 32;
+    for (; i + 2 <= count; i += 2) {
+        word = next_word(&state, increment);
+        out[i] = as_float((uint32_t)word, width_4, low_4);
+        out[i + 1] = as_float((uint32_t)(word >> 32), width_4, low_4);
+    }
+    if (i < count) {
+        word = next_word(&state, increment);
+        out[i] = as_float((uint32_t)word, width_4, low_4);
+        random->has_half = 1;
+    }
+    random->half = (uint32_t)(word >> 32);
+    random->pcg->state = state;
+}
+
+void fill_doubles_uniform(void *const *generator, int64_t count, double width, double low, double *out) {
+    pcg_state_t *random = *generator;
+    uint128_t state = random->pcg->state, increment = random->pcg->increment;
+    for (int64_t i = 0; i < count; i++) {
+        double drawn = (double)(int64_t)(next_word(&state, increment) >> 11) * 0x1p-53;
+        drawn *= width;
+        drawn += low;
+        out[i] = drawn;
+    }
+    random->pcg->state = state;
+}
+
+/* The sums of rows that rowhash.py hashes. Rows that are worked on at a time: their sums stay in the first cache. */
+#define HASH_ROWS 1024
+#define NULL_BITS 0x7ff8000000000001u
+
+#define TAKE(type, expression)                                   \
+    for (int64_t i = 0; i < rows; i++) {                         \
+        type value = ((const type *)column->values)[first + i];  \
+        bits[i] = expression;                                    \
+    }                                                            \
+    break;
+
+static inline uint64_t bits_of_double(double value) {
+    uint64_t bits;
+    value += 0.0; /* makes a negative zero positive */
+    memcpy(&bits, &value, 8);
+    return bits;
+}
+
+/* Values as 64 bits. */
+static void take_bits(const column_t *column, int64_t first, int64_t rows, uint64_t *restrict bits) {
+    switch (column->kind) {
+    case I1: TAKE(int8_t, (uint64_t)(int64_t)value)
+    case I2: TAKE(int16_t, (uint64_t)(int64_t)value)
+    case I4: TAKE(int32_t, (uint64_t)(int64_t)value)
+    case I8: TAKE(int64_t, (uint64_t)value)
+    case U1: TAKE(uint8_t, value)
+    case U2: TAKE(uint16_t, value)
+    case U4: TAKE(uint32_t, value)
+    case U8: TAKE(uint64_t, value)
+    case F4: TAKE(float, bits_of_double(value))
+    case F8: TAKE(double, bits_of_double(value))
+    }
+    if (column->null)
+        for (int64_t i = 0; i < rows; i++)
+            if (column->null[first + i]) bits[i] = NULL_BITS;
+}
+
+static void add_products(const uint64_t *bits, int64_t rows, const uint32_t *factors, uint64_t *sums, uint64_t *other) {
+    for (int64_t i = 0; i < rows; i++) {
+        uint32_t low = (uint32_t)bits[i], high = (uint32_t)(bits[i] >> 32);
+        sums[i] += (uint64_t)(low * factors[0]) + (high * factors[1]);
+        other[i] += (uint64_t)(low * factors[2]) + (high * factors[3]);
+    }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static void add_products_lanes(const uint64_t *bits, int64_t rows, const uint32_t *factors,
+                                                               uint64_t *sums, uint64_t *other) {
+    const __m256i one = _mm256_set1_epi64x((int64_t)(factors[0] | (uint64_t)factors[1] << 32));
+    const __m256i two = _mm256_set1_epi64x((int64_t)(factors[2] | (uint64_t)factors[3] << 32));
+    for (int64_t i = 0; i < rows; i += 4) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(bits + i));
+        lanes_t first = (lanes_t)_mm256_mullo_epi32(both, one), second = (lanes_t)_mm256_mullo_epi32(both, two);
+        lanes_t sum;
+        memcpy(&sum, sums + i, 32);
+        sum += (first & 0xffffffff) + (first >> 32);
+        memcpy(sums + i, &sum, 32);
+        memcpy(&sum, other + i, 32);
+        sum += (second & 0xffffffff) + (second >> 32);
+        memcpy(other + i, &sum, 32);
+    }
+}
+#endif
+
+/* For each row the sums, in two lanes, of the halves of its values, each multiplied by a number modulo 2^32: 4 for a column. */
+void hash_rows(const column_t *columns, int64_t num_columns, int64_t rows, const uint32_t *factors, uint64_t *keys,
+               uint64_t *other_keys) {
+    uint64_t bits[HASH_ROWS], sums[HASH_ROWS], other[HASH_ROWS];
+    int fast = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    fast = !plain_only && __builtin_cpu_supports("avx2");
+#endif
+    memset(bits, 0, sizeof bits);
+    for (int64_t first = 0; first < rows; first += HASH_ROWS) {
+        int64_t count = rows - first < HASH_ROWS ? rows - first : HASH_ROWS;
+        memset(sums, 0, sizeof sums);
+        memset(other, 0, sizeof other);
+        for (int64_t c = 0; c < num_columns; c++) {
+            take_bits(columns + c, first, count, bits);
+#if defined(__x86_64__)
+            if (fast) {
+                add_products_lanes(bits, count, factors + 4 * c, sums, other); /* three rows more, which nobody looks at */
+                continue;
+            }
+#endif
+            add_products(bits, count, factors + 4 * c, sums, other);
+        }
+        memcpy(keys + first, sums, (size_t)count * 8);
+        memcpy(other_keys + first, other, (size_t)count * 8);
+    }
+    (void)fast;
+}

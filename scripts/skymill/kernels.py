@@ -109,6 +109,11 @@ def load() -> Kernels | None:
         return None
 
 
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
 def address(array: np.ndarray) -> int:
     """Where the values of an array begin."""
     return array.__array_interface__["data"][0]
@@ -130,11 +135,65 @@ class Kernels:
         self._find_bytes = functions.find_bytes
         self._find_bytes.restype = ctypes.c_int64
         self._find_bytes.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p]
+        self._hash_rows = functions.hash_rows
+        self._hash_rows.restype = None
+        self._hash_rows.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+        ]
+        self._fill = {
+            np.dtype(np.float32): functions.fill_floats_uniform,
+            np.dtype(np.float64): functions.fill_doubles_uniform,
+        }
+        for function in self._fill.values():
+            function.restype = None
+            function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_double, ctypes.c_void_p]
         self.powers = [_scaled_powers(*limits) for limits in _POWERS]
 
     def formatter(self, columns: Sequence[ColumnData]) -> Formatter:
         """What writes the rows of some columns as text; see `Formatter`."""
         return Formatter(self, columns)
+
+    def uniform(
+        self, random: np.random.Generator, count: int, dtype: np.dtype, width: float, low: float
+    ) -> np.ndarray | None:
+        """What ``random.random(count, dtype) * width + low`` gives, and leaves of the stream; `None` if numpy must do it."""
+        if not self._knows_numpy or type(random.bit_generator) is not np.random.PCG64DXSM:
+            return None
+        out = np.empty(count, dtype)
+        self._fill[dtype](
+            _capsule_pointer(random.bit_generator.capsule, b"BitGenerator"), count, width, low, address(out)
+        )
+        return out
+
+    @functools.cached_property
+    def _knows_numpy(self) -> bool:
+        """Whether numpy keeps and steps its generator as the C source does."""
+        self._knows_numpy = True  # for the draws that find it out
+        random = [np.random.Generator(np.random.PCG64DXSM(1)) for _ in range(2)]
+        for dtype, count in ((np.float32, 3), (np.float64, 2), (np.float32, 6), (np.float32, 1)):
+            expected = random[0].random(count, dtype) * dtype(0.7) + dtype(0.1)
+            if not np.array_equal(self.uniform(random[1], count, np.dtype(dtype), 0.7, 0.1), expected):
+                return False
+        return random[0].bit_generator.state == random[1].bit_generator.state
+
+    def hash_rows(self, columns: Sequence[ColumnData], factors: np.ndarray, keys: np.ndarray) -> None:
+        """The sums of rows before they are mixed, see `skymill.rowhash`.
+
+        Parameters
+        ----------
+        columns : sequence of `ColumnData`
+            Numbers, without texts.
+        factors : `numpy.ndarray`, uint32, (number of columns, 4), contiguous
+            What the halves of their values are multiplied by, in the first lane and in the second.
+        keys : `numpy.ndarray`, uint64, (2, rows), contiguous
+            Gets the sums.
+        """
+        table, held = _column_table(columns)
+        self._hash_rows(
+            ctypes.addressof(table), len(columns), keys.shape[1], address(factors), address(keys[0]), address(keys[1])
+        )
+        del held
 
     def find_bytes(self, data: np.ndarray, one: int, other: int, base: int = 0) -> np.ndarray:
         """Offsets (int64) of the bytes of a text that are one of two values, ascending, each plus ``base``."""
@@ -177,6 +236,25 @@ class ColumnData(NamedTuple):
     text_ends: np.ndarray | None = None
 
 
+def _column_table(columns: Sequence[ColumnData]) -> tuple[ctypes.Array, list[np.ndarray | bytes]]:
+    """Columns as the C code takes them, and what it points into, which must be held as long."""
+    table, held = (_Column * len(columns))(), []
+    for item, column in zip(table, columns, strict=True):
+        values = np.ascontiguousarray(column.values)
+        item.kind = KINDS[values.dtype.str[1:]] if column.texts is None else STRING_KIND
+        item.values = address(values)
+        held.append(values)
+        if column.null is not None:
+            null = np.ascontiguousarray(column.null)
+            item.null = address(null)
+            held.append(null)
+        if column.texts is not None:
+            item.texts = ctypes.cast(ctypes.c_char_p(column.texts), ctypes.c_void_p).value
+            item.text_ends = address(column.text_ends)
+            held += [column.texts, column.text_ends]
+    return table, held
+
+
 class Formatter:
     """Writes rows of columns as text: numbers as short as they read back exactly, tabs between them, NULL as the ingest dialect has it.
 
@@ -193,26 +271,12 @@ class Formatter:
 
     def __init__(self, kernels: Kernels, columns: Sequence[ColumnData]):
         self._kernels = kernels
-        self._held: list[np.ndarray | bytes] = []  # what the C code points into
-        self.row_bytes = 0
-        table = (_Column * len(columns))()
-        for item, column in zip(table, columns, strict=True):
-            values = np.ascontiguousarray(column.values)
-            item.kind = KINDS[values.dtype.str[1:]] if column.texts is None else STRING_KIND
-            item.values = address(values)
-            self._held.append(values)
-            self.row_bytes += SLOT_BYTES
-            if column.null is not None:
-                null = np.ascontiguousarray(column.null)
-                item.null = address(null)
-                self._held.append(null)
+        self._table, self._held = _column_table(columns)
+        self.row_bytes = SLOT_BYTES * len(columns)
+        for column in columns:
             if column.texts is not None:
-                item.texts = ctypes.cast(ctypes.c_char_p(column.texts), ctypes.c_void_p).value
-                item.text_ends = address(column.text_ends)
                 longest = int(np.diff(column.text_ends, prepend=0).max(initial=0))
                 self.row_bytes += max(0, longest + 1 - SLOT_BYTES)
-                self._held += [column.texts, column.text_ends]
-        self._table = table
         self._num_columns = len(columns)
 
     def format(self, first: int, out: np.ndarray, ends: np.ndarray) -> int:

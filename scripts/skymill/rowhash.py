@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from . import kernels
 from .columns import Column, Strings, Values
 
 #: What stands for NULL: a NaN that no value has.
@@ -64,6 +65,9 @@ class RowHasher:
             ],
             dtype=np.uint64,
         )[:, :, None]
+        self._factors = np.array(
+            [[multiplier(j, k) for k in range(2 * LANES)] for j in range(len(self.columns))], dtype=np.uint32
+        )
         self._places = {column.name: j for j, column in enumerate(self.columns)}
 
     def keys(self, values: Mapping[str, Values], count: int) -> np.ndarray:
@@ -83,6 +87,11 @@ class RowHasher:
         keys = np.empty((LANES, count), dtype=np.uint64)
         present = [(j, column, values[column.name]) for j, column in enumerate(self.columns) if column.name in values]
         tables = {column.name: _string_bits(column, part) for _, column, part in present if isinstance(part, Strings)}
+        compiled = kernels.load()
+        if compiled is not None:
+            data = [_column_data(part, tables.get(column.name)) for _, column, part in present]
+            compiled.hash_rows(data, self._factors[[j for j, _, _ in present]], keys)
+            return keys
         rows = min(count, BLOCK_ROWS)
         work, product, pattern, low, high = np.empty(rows, np.uint64), *np.empty((4, LANES, rows), np.uint64)
         for start in range(0, count, BLOCK_ROWS):
@@ -147,6 +156,15 @@ def _string_bits(column: Column, strings: Strings) -> np.ndarray:
     """The bits of each value of a column of strings, as the store holds it; the last are those of NULL, whose code is -1."""
     texts = (text.rstrip(" ") if is_fixed_char(column) else text for text in strings.values)
     return np.array([*map(string_bits, texts), NULL_BITS], dtype=np.uint64)
+
+
+def _column_data(values: Values, table: np.ndarray | None) -> kernels.ColumnData:
+    """A column as the compiled loop takes it: numbers, of strings their bits."""
+    if isinstance(values, Strings):
+        return kernels.ColumnData(np.take(table, values.codes, mode="wrap"))
+    mask, data = np.ma.getmask(values), np.ma.getdata(values)
+    data = data.view(np.int64) if data.dtype.kind == "M" else data
+    return kernels.ColumnData(data, None if mask is np.ma.nomask else mask)
 
 
 def _bits(column: Column, values: Values, rows: slice, table: np.ndarray | None, work: np.ndarray) -> np.ndarray:

@@ -27,8 +27,9 @@ from . import Contribution
 BATCH_BYTES = 1 << 26
 #: Text that is parsed at a time [bytes].
 BLOCK_BYTES = 1 << 24
-#: Rows of a row group of the Parquet files.
+#: Rows of a row group of the Parquet files, and bytes in memory: fewer rows if they are wide.
 GROUP_ROWS = 1 << 17
+GROUP_BYTES = 1 << 26
 _HELD_KEY = b"skymill.rows_of_chunks"
 _ESCAPES = (("\\t", "\t"), ("\\n", "\n"), ("\\r", "\r"), ("\\0", "\0"))
 
@@ -288,7 +289,7 @@ def write_parquet(path: Path, columns: Sequence[Column], blocks: Iterator[tuple[
     schema = pa.schema([pa.field(c.name, _arrow_type(c), c.type.nullable) for c in columns])
     rows: dict[str, int] = {}
     waiting: list[pa.Table] = []
-    held = 0
+    held = held_bytes = 0
     try:
         with pyarrow.parquet.ParquetWriter(
             aside, schema, compression="snappy", use_dictionary=repeated, write_statistics=repeated
@@ -297,9 +298,10 @@ def write_parquet(path: Path, columns: Sequence[Column], blocks: Iterator[tuple[
                 rows[chunk] = rows.get(chunk, 0) + len(block)
                 waiting.append(block.cast(schema))
                 held += len(block)
-                if held >= GROUP_ROWS:
+                held_bytes += block.nbytes
+                if held >= GROUP_ROWS or held_bytes >= GROUP_BYTES:
                     writer.write_table(pa.concat_tables(waiting))
-                    waiting, held = [], 0
+                    waiting, held, held_bytes = [], 0, 0
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
             writer.add_key_value_metadata({_HELD_KEY.decode(): json.dumps(rows)})

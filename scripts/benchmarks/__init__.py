@@ -138,6 +138,7 @@ class TileJobs:
             {"bulk": self._path(stage), "manifest": self._path(stage, ".json")}
             for stage in ("generated", "partitioned")
         )
+        generated["truth"] = self._path("generated", ".truth.json.gz")
         files = {
             "generate_tile": (
                 {"plan": str(self._plan)},

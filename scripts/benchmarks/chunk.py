@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import statistics
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
     from skymill.overlap import write_overlap
     from skymill.rowmaker import RowMaker, load_density
     from skymill.textfile import TableFile
+    from skymill.truth import TileTruth
     from skymill.visits import Visits, make_regular_table
 
     dataset = load_dataset(KPM50)
@@ -56,8 +58,14 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
 
     made: dict = {}
 
-    def generate() -> None:
-        made.update(generate_tile(dataset, RowMaker(dataset, densities, visits), [CHUNK], generated)[str(CHUNK)])
+    def generate(truth: TileTruth | None = None) -> None:
+        maker = RowMaker(dataset, densities, visits)
+        made.update(generate_tile(dataset, maker, [CHUNK], generated, truth=truth)[str(CHUNK)])
+
+    def generate_with_truth() -> None:
+        truth = TileTruth()
+        generate(truth)
+        truth.write(folder / "truth.json.gz", {})
 
     def partition() -> None:
         for table in tables:
@@ -80,7 +88,8 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
         "own writer": write_own,
         "own hash": lambda: [_hash(path) for path in written.glob("*.csv")],
         "make": make_rows,
-        "generate": generate,
+        "plain": generate,
+        "generate": generate_with_truth,
         "partition": partition,
         "hash": lambda: [_hash(path) for path in partitioned.glob("*/*.txt")],
         "partition Object": partition_director,
@@ -93,6 +102,10 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
         # The slower library is asked once.
         rounds.append({name: timed(part) for name, part in (parts | arrow if not number else parts).items()})
         (written / "polars.csv").unlink()
+    shutil.rmtree(generated)
+    shutil.rmtree(partitioned)
+    with unittest.mock.patch("skymill.kernels.load", lambda: None):
+        uncompiled = timed(generate_with_truth) + timed(partition)
     arrow_seconds, rounds = sum(rounds[0][name] for name in arrow), rounds[1:]
     polars_seconds = statistics.median(sum(one[name] for name in writers) for one in rounds)
     library = "polars" if polars_seconds <= arrow_seconds else "pyarrow"
@@ -101,6 +114,8 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
         one["own"] = one["own writer"] - one["own hash"]
         one["chunk"] = one["generate"] + one["partition"]
     yield from _figures(rounds, library, values, made)
+    seconds_of_w = statistics.median(one["W"] for one in rounds)
+    yield "kpm50 chunk / W, without a C compiler (one run)", figure(uncompiled / seconds_of_w, "W")
 
 
 def _figures(rounds: list[dict[str, float]], library: str, values: int, made: dict) -> Iterator[tuple[str, dict]]:
@@ -114,15 +129,22 @@ def _figures(rounds: list[dict[str, float]], library: str, values: int, made: di
     yield "W, text", figure(own_text / median(lambda one: one["W"]), "MB of text per CPU-s")
     yield "the same rows with our own writer", figure(median(lambda one: one["own"] / one["W"]), "W")
     yield (
-        "kpm50 chunk: generate with halo, write, partition, hash",
+        "kpm50 chunk: generate with halo and truth, write, partition, hash",
         figure(median(lambda one: one["chunk"]), "CPU-s", at_most=10),
     )
+    yield "of which rows: random numbers, visits, halo", figure(median(lambda one: one["make"]), "CPU-s")
+    yield "of which text and its files", figure(median(lambda one: one["own"]), "CPU-s")
+    yield "of which hashes", figure(median(lambda one: one["hash"]), "CPU-s")
+    yield "of which truth", figure(median(lambda one: one["generate"] - one["plain"]), "CPU-s")
+    yield "of which overlap files", figure(median(lambda one: one["partition"]), "CPU-s")
     yield "kpm50 chunk / W", figure(median(lambda one: one["chunk"] / one["W"]), "W", at_most=2.0)
     yield "kpm50 chunk / our own writer", figure(median(lambda one: one["chunk"] / one["own"]), "times our own writer")
     yield (
         "kpm50: hashes of the partitioned files",
         figure(median(lambda one: one["hash"] / one["W"]), "W", at_most=0.25),
     )
+    truth = median(lambda one: (one["generate"] - one["plain"]) / one["W"])
+    yield "kpm50: truth of the rows", figure(truth, "W", at_most=0.3)
     yield (
         "kpm50: generation alone",
         figure(values / 1e6 / median(lambda one: one["make"]), "million values per CPU-s", at_least=100),

@@ -27,7 +27,7 @@ lint: $(BIN)/.ready ## check the style of scripts, tests and rules
 	snakefmt --check workflow
 	snakemake --lint
 
-bench: $(BIN)/.ready ## measure speed; writes results/bench.json
+bench: $(BIN)/.ready ## measure speed, memory and growth; writes results/bench.json and bench.png
 	python scripts/measure_speed.py
 
 try-qserv: $(BIN)/.ready ## load one chunk into a scratch database of a Qserv cluster, and delete it (CONFIG=configs/X/config.yaml)

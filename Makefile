@@ -5,18 +5,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test lint bench try-qserv docs lock felis clean
+.PHONY: help demo test chaos lint bench try-qserv docs lock felis clean
 
 help: ## show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(BIN)/.ready ## make the dataset fakedb, load it, and ask it two questions
 	@start=$$(date +%s.%N); \
-	snakemake --quiet rules; \
+	snakemake --quiet rules progress; \
 	python scripts/summarize_run.py results/fakedb --since $$start
 
 test: $(BIN)/.ready ## run every test (all cores)
 	pytest -n auto --dist worksteal
+
+chaos: $(BIN)/.ready ## kill runs at random, and compare what they make with an undisturbed one (KILLS=50 SEED=1)
+	python tests/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
 
 lint: $(BIN)/.ready ## check the style of scripts, tests and rules
 	ruff check

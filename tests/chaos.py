@@ -30,7 +30,7 @@ import yaml
 from workflow import PROJECT, partitioned_files, write_config
 
 #: Longest time that a run may take before its end is not waited for any more [s].
-LIMIT_S = 900.0
+LIMIT_S = 3600.0
 #: Between two kills there are so many seconds, on average.
 PAUSE_S = 2.0
 _MESSAGE = re.compile(

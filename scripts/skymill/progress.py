@@ -278,7 +278,7 @@ class Reporter:
         line.add(first)
         took = time.monotonic() - first.time
         # Looking must not become the work: on a slow file system it is done less often.
-        while not self._end.wait(max(interval, 20 * took)):
+        while not self._wait(max(interval, 20 * took), screen):
             start = time.monotonic()
             line.add(progress.sample())
             took = time.monotonic() - start
@@ -299,6 +299,15 @@ class Reporter:
             again = f"; see {self.state.root / 'failures'}, and run again" if last.failed else ""
             logger.info(f"skymill: {line.text()}; took {duration(last.time - first.time)}{again}")
 
+    def _wait(self, seconds: float, screen: Screen | None) -> bool:
+        """Wait until it is time to look again; the line is shown again when others have written. Whether the run has ended."""
+        deadline = time.monotonic() + seconds
+        while screen and time.monotonic() + PAUSE_S < deadline:
+            if self._end.wait(PAUSE_S):
+                return True
+            screen.show(screen.text)
+        return self._end.wait(max(0.0, deadline - time.monotonic()))
+
 
 class Screen:
     """The last line of a terminal, which moves on when others write.
@@ -312,21 +321,23 @@ class Screen:
     def __init__(self, handler: logging.StreamHandler):
         self.handler = handler
         self.stream: TextIO = handler.stream
-        self._shown = False
+        self.text = ""
+        self._shown = ""
         self._quiet_until = 0.0
         handler.addFilter(self._make_room)
         atexit.register(self.close)
 
     def show(self, text: str) -> None:
-        """Show a line in place of the one before."""
+        """Show a line in place of the one before, unless others write just now."""
+        self.text = text
         with self._writing():
-            if time.monotonic() < self._quiet_until:
+            if self._shown == text or time.monotonic() < self._quiet_until:
                 return
             width = os.get_terminal_size(self.stream.fileno()).columns
             # The cursor goes back to the beginning, so that what a job prints is not appended.
             self.stream.write(f"\r\x1b[K{text[: width - 1]}\r")
             self.stream.flush()
-            self._shown = True
+            self._shown = text
 
     def close(self) -> None:
         """Remove the line."""
@@ -343,7 +354,7 @@ class Screen:
         if self._shown:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
-            self._shown = False
+            self._shown = ""
 
     @contextlib.contextmanager
     def _writing(self):  # noqa: ANN202 - an iterator of nothing

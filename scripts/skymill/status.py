@@ -129,11 +129,14 @@ class Status:
         Those that are planned.
     chunks : `dict` [`str`, `numpy.ndarray`]
         Chunk ids: selected, target (selected now, or planned before), assigned (planned), `STAGES`, completed and failed.
+    time : `str`
+        When it was read.
     """
 
     state: State
     transactions: list[TransactionStatus]
     chunks: dict[str, np.ndarray]
+    time: str
 
     @classmethod
     def read(cls, state: State) -> Status:
@@ -147,7 +150,7 @@ class Status:
             chunks[stage] = _union(t.chunks[stage] for t in transactions)
         last = "partitioned" if state.store == "none" else "committed"
         chunks["completed"] = chunks[last]
-        return cls(state, transactions, chunks)
+        return cls(state, transactions, chunks, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     def rows(self) -> dict[str, dict[str, int]]:
         """Rows of each table at each stage, over all transactions."""
@@ -169,7 +172,7 @@ class Status:
         tables = self.rows()
         return {
             "database": self.state.dataset.database,
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "time": self.time,
             "store": self.state.store,
             "published": (self.state.root / "ingest" / "published.json").exists(),
             "up_to_date": not self.state.pending and (self.state.store == "none" or not self.state.needs_publish()),

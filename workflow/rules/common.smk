@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 
 from skymill.config import Dataset
+from skymill.driver import leave_lock
 from skymill.errors import SkymillError
 from skymill.inputs import check_files
 from skymill.plan import State, jobs_at_once, tiles_with

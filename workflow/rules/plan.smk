@@ -6,6 +6,8 @@ alone, at any time); and configs/partitioner/<Table>.cfg.
 
 
 rule plan:
+    input:
+        lambda wildcards: leave_lock(workflow),
     log:
         "<results>/logs/plan.log",
     localrule: True

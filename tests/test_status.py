@@ -99,7 +99,7 @@ def test_status_before_during_and_after_a_run(tmp_path):
     assert "chunks" not in content["tables"]["Visit"]["committed"]
     # A larger selection is told apart from what is planned.
     content = show(tmp_path, "--chunks", "0:40")
-    assert content["chunks"]["selected"]["count"] == 18 and counts(content) == [38, 20, 20, 20, 20, 20, 0]
+    assert content["chunks"]["selected"]["count"] == 6 and counts(content) == [26, 20, 20, 20, 20, 20, 0]
 
 
 def test_status_in_the_middle_of_a_run_leaves_its_lock_alone(tmp_path):
@@ -119,13 +119,13 @@ def test_status_in_the_middle_of_a_run_leaves_its_lock_alone(tmp_path):
         assert list((tmp_path / ".snakemake" / "locks").iterdir()), "the lock of the run is gone"
         assert driver.poll() is None, "the run was too short for this test"
         _, _, generated, partitioned, loaded, committed, failed = counts(content)
-        assert 38 > generated >= partitioned >= loaded > committed == failed == 0
+        assert 26 > generated >= partitioned >= loaded > committed == failed == 0
         assert driver.wait(240) == 0, (tmp_path / "driver.log").read_text()
     finally:
         if driver.poll() is None:
             driver.kill()
             driver.wait()
-    assert counts(show(tmp_path)) == [38, 38, 38, 38, 38, 38, 0]
+    assert counts(show(tmp_path)) == [26, 26, 26, 26, 26, 26, 0]
 
 
 def test_files_of_chunk_ids_can_be_fed_back(tmp_path):

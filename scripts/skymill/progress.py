@@ -44,7 +44,7 @@ class Sample:
     generated, partitioned, loaded : `int`
         Chunks that have come so far, or further.
     rows : `int`
-        Rows that are loaded, or partitioned where nothing is loaded.
+        Rows of chunks that are loaded, or partitioned where nothing is loaded; overlaps included.
     failed : `int`
     """
 
@@ -82,7 +82,8 @@ class Progress:
         self.before = sum(len(t.chunks()) for t in final)
         self.total = self.before + sum(sum(tiles.values()) for tiles in self.tiles.values())
         records = [read_json(self.root / "ingest" / "transactions" / f"{t.name}.committed.json") for t in final]
-        self._rows_before = sum(sum(record["rows"].values()) for record in records)
+        regular = {table.name for table in state.dataset.tables_of("regular")}
+        self._rows_before = sum(n for record in records for name, n in record["rows"].items() if name not in regular)
         self._begun = time.time()
         #: Rows by manifest or sentinel; what was read once does not change.
         self._rows: dict[tuple[str, str], int] = {}

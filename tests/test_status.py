@@ -14,6 +14,7 @@ import pytest
 from skymill.errors import ConfigError
 from skymill.files import write_json
 from skymill.selection import expand_ranges
+from test_failures import jobs
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
 
 #: Three tiles of a stripe, of 8, 8 and 4 chunks.
@@ -71,6 +72,11 @@ def test_status_before_during_and_after_a_run(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in records if path.suffix != ".clg"} == {
         path: when for path, when in records.items() if path.suffix != ".clg"
     }
+    # A dry run lists the tiles with missing chunks, and no other.
+    dry = snakemake(tmp_path, "-n", config=tmp_path / "config.yaml")
+    for rule, verb in (("generate", "generating"), ("partition", "partitioning"), ("ingest", "loading")):
+        left = (("s0009p00000", 8), ("s0009p00016", 4))
+        assert jobs(dry, rule) == [f"{verb} tile {tile} of t000, missing chunks: {count}" for tile, count in left]
     # A sentinel of another attempt does not count, and nothing does while the transaction waits for its end.
     sentinel = root / "ingest" / "t000" / "s0009p00008" / "chunk_333.json"
     whole = json.loads(sentinel.read_text())

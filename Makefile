@@ -31,7 +31,8 @@ bench: $(BIN)/.ready ## measure speed, memory and growth; writes results/bench.j
 	python scripts/measure_speed.py
 
 try-qserv: $(BIN)/.ready ## load one chunk into a scratch database of a Qserv cluster, and delete it (CONFIG=configs/X/config.yaml)
-	python scripts/try_qserv.py -c $(CONFIG)
+	@test -n "$(CONFIG)" || { echo "make: say which configuration: make try-qserv CONFIG=configs/X/config.yaml"; exit 1; }
+	python scripts/try_qserv.py -c "$(CONFIG)"
 
 docs: $(BIN)/.ready ## write docs/configuration.md from the schema
 	python scripts/write_docs.py

@@ -1,11 +1,15 @@
 """Publish the database: open what is committed to its users.
 
-Reads the committed transactions; writes ``ingest/published.json``, and the same as the next of ``ingest/publications/``. Fails if the store shows other rows than were committed.
+Reads the committed transactions; writes ``ingest/published.json``, and the same as the next of ``ingest/publications/``. Transactions that were
+started for chunks that are not selected any more, and hold none that is loaded, are aborted first. Fails if the store holds other rows than were
+committed.
 """
 
 from pathlib import Path
 
+from abort_transaction import abort_attempt, open_attempts
 from ingest_tile import add_rows
+from skymill.derived import write_derived
 from skymill.errors import SkymillError
 from skymill.files import read_json, write_json
 from skymill.step import Stopwatch, log, start_step
@@ -17,8 +21,11 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     watch = Stopwatch()
     dataset = start_step(snakemake)
     committed = [read_json(path) for path in snakemake.input.committed]
+    write_derived(dataset, dataset.results / "configs")
+    for record in open_attempts(dataset.results):
+        abort_attempt(dataset, record, "its chunks are not selected any more")
     store = open_store(dataset, dataset.results)
-    answer = store.publish([entry["id"] for entry in committed])
+    answer = store.publish(committed)
     expected: dict[str, int] = {}
     for entry in committed:
         add_rows(expected, entry["rows"])

@@ -173,7 +173,8 @@ def repair_embedded(repair: Repair) -> list[str]:
         store, {name: {chunk: places.get(chunk) for chunk in repair.bad[name]} for name in names if name in repair.bad}
     )
     published = read_json(root / "ingest" / "published.json")
-    answer = store.publish([repair.ids[name] for name in published["transactions"]])
+    records = root / "ingest" / "transactions"
+    answer = store.publish([read_json(records / f"{name}.committed.json") for name in published["transactions"]])
     write_json(root / "ingest" / "published.json", {**published, **answer})
     return sorted({str(path.relative_to(root)) for path in written})
 

@@ -3,22 +3,40 @@
 Writes ``ingest/transactions/<txn>.<attempt>.started.json`` with the store's id of it.
 """
 
+import getpass
+import socket
 from pathlib import Path
 
-from skymill.files import write_json
+import skymill
+from skymill.files import read_json, write_json
+from skymill.selection import expand_ranges
 from skymill.step import log, start_step
 from skymill.stores import open_store
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number without a name
+        return "somebody"
 
 
 def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     """Run the step for the rule ``start_transaction``."""
     dataset = start_step(snakemake)
     name, attempt = snakemake.wildcards.txn, int(snakemake.wildcards.attempt)
+    tiles = read_json(snakemake.input.plan)["transactions"][name]
     context = {
         "workflow": "skymill",
         "transaction": name,
         "attempt": attempt,
         "fingerprint": snakemake.params.fingerprint,
+        # The rest is for people who come upon it.
+        "version": skymill.__version__,
+        "tiles": len(tiles),
+        "chunks": sum(len(expand_ranges(ranges)) for ranges in tiles.values()),
+        "folder": str(dataset.results.resolve()),
+        "started_by": f"{_user()}@{socket.gethostname()}",
     }
     store = open_store(dataset, dataset.results)
     transaction_id = store.start_transaction(name, attempt, context)

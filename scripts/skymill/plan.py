@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Transaction:
     tiles : `dict` [`str`, `str`]
         Chunk ids of each tile, as ranges; with the retries of chunks that failed.
     regular : `bool`
-        Whether it also loads the regular tables.
+        Whether it is planned to load the regular tables, too.
     attempt : `int`
         How often it has been poisoned; each attempt is a new transaction of the store.
     committed : `bool`
@@ -114,6 +115,7 @@ class State:
             and (np.isin(t.chunks(), selection.chunks).any() or _holds_loads(root, t.name))
         }
         state = cls(root, dataset, selection, identity, transactions, pending, new_wave)
+        state._refuse_other_store()
         state._refuse_growth()
         return state
 
@@ -125,19 +127,39 @@ class State:
     def store(self) -> str:
         return self.dataset.config["ingest"]["store"]
 
+    def finished_records(self, names: Iterable[str] | None = None) -> list[str]:
+        """The records that transactions are finished: committed, or partitioned if there is no store.
+
+        By default of all that are finished, or will be by this run.
+        """
+        loads = self.store != "none"
+        done = [
+            t.name
+            for t in self.transactions.values()
+            if (t.committed if loads else t.partitioned) or t.name in self.pending
+        ]
+        where = "ingest/transactions/{}.committed.json" if loads else "partitioned/{}.json"
+        return [f"{self.root}/{where.format(name)}" for name in (done if names is None else names)]
+
+    @functools.cached_property
+    def regular_owner(self) -> str | None:
+        """The transaction that loads the regular tables, or has loaded them: the planned one, unless its chunks are not wanted now."""
+        loaded = [name for name in self.transactions if (self.root / "ingest" / name / "regular.json").exists()]
+        planned = [t.name for t in self.pending.values() if t.regular]
+        return next(iter([*loaded, *planned, *self.pending]), None)
+
     def needs_publish(self) -> bool:
-        """Whether what is committed, or is going to be, differs from what was published."""
+        """Whether what is committed, or is going to be, differs from what was published, and is to be published."""
+        if not self.dataset.config["ingest"]["publish"]:
+            return False
         path = self.root / "ingest" / "published.json"
         if self.pending or not path.exists():
             return True
         published = read_json(path)
         committed = sorted(t.name for t in self.transactions.values() if t.committed)
-        if published["transactions"] != committed:
-            return True
-        if self.store != "embedded":
-            return False
-        moved = published["absolute"] not in (None, str(self.root.resolve()))
-        return moved or not (self.root / published["database"]).exists()
+        moved = published.get("absolute") not in (None, str(self.root.resolve()))
+        lost = published.get("file") is not None and not (self.root / published["file"]).exists()
+        return published["transactions"] != committed or moved or lost
 
     def plan_of(self, name: str, tile: str | None = None) -> Path:
         """The plan file that holds a transaction, or a tile of it."""
@@ -166,13 +188,23 @@ class State:
         }
 
     def _refuse_growth(self) -> None:
-        """A published Qserv database is frozen."""
-        if self.store == "qserv" and self.pending and (self.root / "ingest" / "published.json").exists():
+        """A published database may be frozen."""
+        path = self.root / "ingest" / "published.json"
+        if self.pending and path.exists() and read_json(path).get("frozen"):
             chunks = sum(len(transaction.chunks()) for transaction in self.pending.values())
             raise ConfigError(
-                f"chunks: {chunks} chunks of the selection are not loaded yet, but the Qserv database {self.dataset.database} is published, "
-                "and published tables are frozen. Load them as a new database (key database, with --directory if need be), or select "
-                "only chunks that are there; with ingest.publish: false a database stays open"
+                f"chunks: {chunks} chunks of the selection are not loaded yet, but the database {self.dataset.database} is published, and "
+                f"published tables of the store {self.store} are frozen. Load them as a new database (key database, with --directory if "
+                "need be), or select only chunks that are there; with ingest.publish: false a database stays open"
+            )
+
+    def _refuse_other_store(self) -> None:
+        """What was loaded into one store is not in another."""
+        path = self.root / "ingest" / "database.json"
+        if self.store != "none" and path.exists() and read_json(path)["store"] != self.store:
+            raise ConfigError(
+                f"ingest.store: {self.store}, but what {self.root} records was loaded into the store {read_json(path)['store']}; set it back, "
+                f"or begin in another folder (--directory), or remove {self.root}"
             )
 
     def publication(self) -> str:
@@ -283,7 +315,8 @@ def _deal_wave(dataset: Dataset, identity: dict, wave: int, used: int, chunks: n
 
 
 def _holds_loads(root: Path, name: str) -> bool:
-    return next((root / "ingest" / name).glob("*/chunk_*.json"), None) is not None
+    folder = root / "ingest" / name
+    return (folder / "regular.json").exists() or next(folder.glob("*/chunk_*.json"), None) is not None
 
 
 def jobs_at_once(settings) -> int:  # noqa: ANN001 - of Snakemake

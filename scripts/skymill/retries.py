@@ -28,6 +28,11 @@ def home_tile(tile: str) -> str:
     return tile.partition("r")[0] if tile.startswith("s") else tile
 
 
+def retry_number(tile: str) -> int:
+    """Which retry of its tile it is; 0 for a tile itself."""
+    return int(tile.partition("r")[2] or 0)
+
+
 def retry_path(root: Path, transaction: str, tile: str) -> Path:
     """The plan file of a retry."""
     return root / "ingest" / "retries" / transaction / f"{tile}.json"

@@ -183,8 +183,17 @@ def config(cluster: Cluster, req: Request) -> Record:
         "http-loader-tmp-dir": str(cluster.tmp),
     }
     host = {"addr": ADDRESS, "name": "localhost"}
+    fault = cluster.faults.take("disable_worker", cluster.controller.request_info(req))
+    disabled = fault.options["worker"] if fault else ""
     workers = [
-        {"name": made.name, "is-enabled": 1, "is-read-only": 0, "svc-host": host, "fs-host": host, "loader-host": host}
+        {
+            "name": made.name,
+            "is-enabled": int(made.name != disabled),
+            "is-read-only": 0,
+            "svc-host": host,
+            "fs-host": host,
+            "loader-host": host,
+        }
         | {"loader-port": 25002, "http-loader-host": host, "http-loader-port": made.service.port}
         for made in cluster.workers.values()
     ]

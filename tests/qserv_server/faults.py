@@ -31,10 +31,16 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "worker_down": (1, {"worker": "w1", "seconds": None, "mode": "refuse", "abort_wait": None}),
     # Let the director index of a commit fail.
     "fail_commit": (1, {}),
+    # Let a commit succeed without the director index: its answer, and the transaction's log, tell.
+    "skip_index": (1, {}),
     # Let an abort fail to drop the table partitions.
     "fail_abort": (1, {}),
     # Refuse the keys of a request, right or wrong.
     "refuse_key": (1, {}),
+    # Repeat the key of a request in the error of a refusal, as it is and as JSON writes it.
+    "echo_key": (1, {}),
+    # Show a worker as not enabled.
+    "disable_worker": (1, {"worker": "w1"}),
     # Be a server of another version of the API.
     "version": (-1, {"version": API_VERSION}),
 }

@@ -16,6 +16,13 @@ import requests
 
 from .mariadb import MariaDB
 
+TESTS = str(Path(__file__).resolve().parents[1])
+#: Waits for the end of its input, which is the end of the process that has started it, however that came; then ends MariaDB.
+_GUARD = (
+    "import pathlib, sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); from qserv_server.mariadb import MariaDB; "
+    "MariaDB(pathlib.Path(sys.argv[2])).stop()"
+)
+
 
 class QservCluster:
     """One controller, two workers and their MariaDB, as a process of its own.
@@ -36,6 +43,7 @@ class QservCluster:
         self.controller_port = controller_port
         self.report: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> QservCluster:
         self.start()
@@ -63,9 +71,11 @@ class QservCluster:
             command += [f"--{option}-file", str(path)]
         if self.controller_port:
             command += ["--controller-port", str(self.controller_port)]
-        tests = str(Path(__file__).resolve().parents[1])
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))}
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))}
         pipe = subprocess.PIPE
+        if self._guard is None:
+            guard = [sys.executable, "-c", _GUARD, TESTS, str(self.datadir / "mysql")]
+            self._guard = subprocess.Popen(guard, stdin=pipe, start_new_session=True)
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env, start_new_session=True)
         line = self._read_line(time.monotonic() + timeout)
         if not line:
@@ -93,6 +103,9 @@ class QservCluster:
                 self._process.kill()
             self._release()
         MariaDB(self.datadir / "mysql").stop()
+        if self._guard is not None:
+            self._guard.communicate(timeout=60)
+            self._guard = None
 
     def kill(self) -> None:
         """Kill the controller and the workers with SIGKILL; MariaDB stays, as a worker's does."""
@@ -102,7 +115,7 @@ class QservCluster:
 
     def _release(self) -> None:
         assert self._process is not None
-        self._process.wait()
+        self._process.wait(60)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
@@ -144,7 +157,7 @@ class QservCluster:
         The tables of database ``db`` on worker ``w1`` are in ``w1_db``, those of the czar in ``db``, ``qservMeta``
         and ``qservCssData``.
         """
-        connection = MariaDB(self.datadir / "mysql").connect()
+        connection = MariaDB(self.datadir / "mysql").connect(read_timeout=120, write_timeout=120)
         try:
             with connection.cursor() as cursor:
                 cursor.execute(statement, args or None)

@@ -16,7 +16,7 @@ from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .faults import MATCH_KEYS, Faults
-from .protocol import DropConnection, HttpStatus, Keys, Request, envelope, key_mismatch, parse_json
+from .protocol import ApiError, DropConnection, HttpStatus, Keys, Request, envelope, key_mismatch, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,9 @@ class HttpService:
         """Check the authorization key of a request."""
         if self.faults.take("refuse_key", self.request_info(req)):
             raise key_mismatch(self.key_context)
+        if self.faults.take("echo_key", self.request_info(req)):
+            key = req.body.optional("admin_auth_key", "str", req.body.optional("auth_key", "str", ""))
+            raise ApiError(f"the key was {key}, or {json.dumps(key)}")
         self.keys.enforce(req, self.key_context)
 
     def track(self, connection: socket.socket, alive: bool) -> None:

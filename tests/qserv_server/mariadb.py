@@ -131,7 +131,7 @@ class MariaDB:
                     break
                 time.sleep(0.02)
         if self._process is not None:
-            self._process.wait()
+            self._process.wait(timeout)
             self._process = None
 
     def connect(self, **options: Any) -> pymysql.Connection:

@@ -95,8 +95,13 @@ def end(cluster: Cluster, req: Request) -> Record:
             if abort:
                 _drop_partitions(cluster, database, transaction_id, bool(cluster.faults.take("fail_abort", info)))
             else:
-                built = bool(database["auto_build"])
-                _build_index(cluster, database, transaction_id, bool(cluster.faults.take("fail_commit", info)))
+                built = bool(database["auto_build"]) and not cluster.faults.take("skip_index", info)
+                if built or not database["auto_build"]:
+                    _build_index(cluster, database, transaction_id, bool(cluster.faults.take("fail_commit", info)))
+                else:
+                    for table in _unpublished_directors(database):
+                        event = {"table": table["name"], "success": 0, "error": {}}
+                        state.log_event(transaction_id, "end bld dir idx", event)
             state.set_state(transaction_id, "ABORTED" if abort else "FINISHED")
         except Exception:
             state.set_state(transaction_id, "ABORT_FAILED" if abort else "FINISH_FAILED")

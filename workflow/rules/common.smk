@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 
 from skymill.config import Dataset
+from skymill.derived import derived_files
 from skymill.driver import leave_lock
 from skymill.errors import SkymillError
 from skymill.inputs import check_files
@@ -27,6 +28,7 @@ try:
     RESULTS = str(DATASET.results)
     STATE = State.read(Path(RESULTS), DATASET)
     check_files(DATASET, Path(RESULTS))
+    CONFIGS = list(derived_files(DATASET))
     config.update(DATASET.config)
 except SkymillError as error:
     raise WorkflowError(str(error)) from None
@@ -39,7 +41,10 @@ pathvars:
 LOADS = STATE.store != "none"
 REGULAR = [table.name for table in DATASET.tables_of("regular")]
 LOADED_REGULAR = [table.name for table in DATASET.tables_of("regular") if table.ingest]
-PARTITIONED = [t.name for t in DATASET.tables_of("director", "child") if t.key]
+#: Whether partitioned files stay; METADATA lists them for the tool qserv-ingest, if Qserv takes the tables.
+KEEPS_PARTITIONED = DATASET.config["keep"]["partitioned"] or not LOADS
+METADATA = f"{RESULTS}/configs/ingest/metadata.json"
+LISTS_PARTITIONED = KEEPS_PARTITIONED and any(n.startswith("ingest/") for n in CONFIGS)
 MAPS = [table.name for table in DATASET.tables_of("director") if "map" in table.density]
 #: Parameters of every step.
 COMMON = {"folder": str(CONFIG_FOLDER), "fingerprint": STATE.fingerprint}
@@ -72,21 +77,18 @@ def started(wildcards):
 
 def aborted_before(wildcards):
     """The record that the attempt before was aborted."""
-    attempt = int(wildcards.attempt)
-    return (
-        [f"{RESULTS}/ingest/transactions/{wildcards.txn}.aborted.{attempt - 1}.json"]
-        if attempt
-        else []
-    )
+    before = int(wildcards.attempt) - 1
+    path = f"{RESULTS}/ingest/transactions/{wildcards.txn}.aborted.{before}.json"
+    return [path] if before >= 0 else []
 
 
 def manifests(wildcards):
     """The manifests of all tiles of a transaction: loaded, or partitioned if there is no store."""
-    transaction = STATE.pending[wildcards.txn]
+    name = wildcards.txn
     stage = "ingest" if LOADS else "partitioned"
-    regular = LOADS and transaction.regular and LOADED_REGULAR
-    tiles = [*transaction.tiles, *(["regular"] if regular else [])]
-    return [f"{RESULTS}/{stage}/{transaction.name}/{tile}.json" for tile in tiles]
+    regular = LOADS and STATE.regular_owner == name and LOADED_REGULAR
+    tiles = [*STATE.pending[name].tiles, *(["regular"] if regular else [])]
+    return [f"{RESULTS}/{stage}/{name}/{tile}.json" for tile in tiles]
 
 
 def missing_chunks(wildcards):
@@ -100,31 +102,18 @@ def lock_of(wildcards):
     return f"{RESULTS}/locks/{wildcards.txn}/{tile}"
 
 
-def bulk(path, keep):
-    """A folder of bulk files, which vanishes after use unless the configuration keeps it."""
-    return directory(path) if config["keep"][keep] else temp(directory(path))
-
-
-def committed_records(pending_only=False):
-    """The records of committed transactions, of those that this run will commit, or of both."""
-    names = [
-        t.name
-        for t in STATE.transactions.values()
-        if t.name in STATE.pending or (t.committed and not pending_only)
-    ]
-    return [f"{RESULTS}/ingest/transactions/{name}.committed.json" for name in names]
+def bulk(path, stays):
+    """A folder of bulk files, which vanishes after use or stays."""
+    return directory(path) if stays else temp(directory(path))
 
 
 def all_targets():
     """What the workflow makes: pending commits and the published database, or the partitioned tiles if there is no store."""
-    targets = [f"{RESULTS}/configs/partitioner/{name}.cfg" for name in PARTITIONED]
-    if LOADS:
-        return (
-            targets
-            + committed_records(pending_only=True)
-            + [f"{RESULTS}/{STATE.publication()}"]
-        )
-    return targets + [f"{RESULTS}/partitioned/{name}.json" for name in STATE.pending]
+    targets = [f"{RESULTS}/configs/{name}" for name in CONFIGS]
+    targets += [METADATA] if LISTS_PARTITIONED else []
+    targets += STATE.finished_records(STATE.pending)
+    publish = LOADS and config["ingest"]["publish"]
+    return targets + ([f"{RESULTS}/{STATE.publication()}"] if publish else [])
 
 
 def only_targets():

@@ -10,7 +10,7 @@ rule generate_tile:
         visits=ancient(expand("<results>/visits/{name}.npz", name=REGULAR)),
         maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
     output:
-        bulk=bulk("<results>/generated/{txn}/{tile}", "generated"),
+        bulk=bulk("<results>/generated/{txn}/{tile}", config["keep"]["generated"]),
         truth="<results>/generated/{txn}/{tile}.truth.json.gz",
         manifest="<results>/generated/{txn}/{tile}.json",
     log:

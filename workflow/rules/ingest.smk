@@ -8,6 +8,7 @@ if missing("ingest/database.json"):
     rule register_database:
         input:
             plan=ancient("<results>/ingest/plan_0.json"),
+            configs=ancient(expand("<results>/configs/{name}", name=CONFIGS)),
         output:
             "<results>/ingest/database.json",
         log:
@@ -139,7 +140,7 @@ if LOADS and STATE.needs_publish():
 
     rule publish_database:
         input:
-            committed=committed_records(),
+            committed=STATE.finished_records(),
         output:
             # One record each time, so that what has to be published again is always missing; published.json is the last of them.
             "<results>/ingest/publications/{number}.json",

@@ -1,7 +1,7 @@
 """Partitions a tile: chunk files of each table, and overlap files of each director.
 
 Reads generated/<txn>/<tile>/ and its manifest; makes partitioned/<txn>/<tile>/ and its manifest beside it. Without a store also
-partitioned/<txn>.json when all of a transaction is partitioned.
+partitioned/<txn>.json when all of a transaction is partitioned. Of partitioned files that stay, configs/ingest/metadata.json.
 """
 
 
@@ -10,11 +10,7 @@ rule partition_tile:
         bulk="<results>/generated/{txn}/{tile}",
         manifest="<results>/generated/{txn}/{tile}.json",
     output:
-        bulk=(
-            bulk("<results>/partitioned/{txn}/{tile}", "partitioned")
-            if LOADS
-            else directory("<results>/partitioned/{txn}/{tile}")
-        ),
+        bulk=bulk("<results>/partitioned/{txn}/{tile}", KEEPS_PARTITIONED),
         manifest="<results>/partitioned/{txn}/{tile}.json",
     log:
         "<results>/logs/partition_tile/{txn}/{tile}.log",
@@ -55,3 +51,23 @@ if not LOADS:
             "looking whether all of {wildcards.txn} is partitioned"
         script:
             "../../scripts/check_tiles.py"
+
+
+if LISTS_PARTITIONED:
+
+    rule write_metadata:
+        input:
+            STATE.finished_records(),
+        output:
+            METADATA,
+        log:
+            "<results>/logs/write_metadata.log",
+        localrule: True
+        conda:
+            "../../environment.yml"
+        params:
+            **COMMON,
+        message:
+            "listing the partitioned files for the tool qserv-ingest"
+        script:
+            "../../scripts/write_metadata.py"

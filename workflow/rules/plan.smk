@@ -1,7 +1,7 @@
 """The plan: which chunk belongs to which transaction and tile, and what is derived from the configuration.
 
 Makes ingest/plan_<wave>.json, if selected chunks are in no plan yet, and with it plan.json and plan.md (which the target `plan` makes
-alone, at any time); and configs/partitioner/<Table>.cfg.
+alone, at any time); configs/partitioner/<Table>.cfg and configs/ingest/*.json.
 """
 
 
@@ -44,11 +44,11 @@ if STATE.new_wave is not None:
             "../../scripts/plan_wave.py"
 
 
-if missing(*(f"configs/partitioner/{name}.cfg" for name in PARTITIONED)):
+if missing(*(f"configs/{name}" for name in CONFIGS)):
 
     rule write_configs:
         output:
-            expand("<results>/configs/partitioner/{name}.cfg", name=PARTITIONED),
+            expand("<results>/configs/{name}", name=CONFIGS),
         log:
             "<results>/logs/write_configs.log",
         localrule: True

@@ -5,7 +5,7 @@ Neither the rules nor the step scripts know which store they talk to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,7 +50,11 @@ class Store(Protocol):
         """Make the database and its tables, or see that they are there and fit; returns what is worth recording."""
 
     def start_transaction(self, name: str, attempt: int, context: dict) -> str:
-        """Start a transaction, or find the one that this attempt has started; returns the store's id of it."""
+        """Start a transaction, or find the one that this attempt has started; returns the store's id of it.
+
+        The context is kept with it, so that a person recognises it: the keys ``workflow``, ``fingerprint``, ``transaction`` and ``attempt``
+        are what it is found by.
+        """
 
     def contribute(
         self, transaction_id: str, tile: str, contributions: Sequence[Contribution]
@@ -61,14 +65,22 @@ class Store(Protocol):
         `PoisonedError` if the transaction holds something that cannot be trusted.
         """
 
-    def commit(self, transaction_id: str) -> None:
-        """Make what a transaction has loaded final."""
+    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> None:
+        """Make what a transaction has loaded final, if it holds just these rows of each table, overlap tables included.
+
+        Raises `PoisonedError` if it does not.
+        """
 
     def abort(self, transaction_id: str) -> None:
         """Undo a transaction that is not committed."""
 
-    def publish(self, transaction_ids: list[str]) -> dict:
-        """Open the database to its users; returns what is worth recording, ``database`` (a path in results or a name) included."""
+    def publish(self, committed: Sequence[Mapping]) -> dict:
+        """Open the database to its users.
+
+        Takes the ``id`` and the ``rows`` of each committed transaction. Returns what is worth recording: ``database``, a path in the results
+        or a name; ``rows`` of each table; ``frozen``, whether nothing can be loaded from now on; ``absolute``, the place of the results if
+        it must be published again once they have been moved; ``file``, what must be there if it is a file.
+        """
 
     def check(self) -> list[tuple[str, bool, str]]:
         """Whether the store can be used, without changing anything: question, answer, detail."""

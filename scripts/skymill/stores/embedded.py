@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from ..columns import Column
 from ..config import Dataset, Table
-from ..errors import SkymillError
+from ..errors import PoisonedError, SkymillError
 from . import Contribution
 
 #: Small chunks of a tile go into one file together, up to about so much text [bytes].
@@ -78,20 +78,28 @@ class EmbeddedStore:
                     held[contribution.chunk] = held.get(contribution.chunk, 0) + rows[str(contribution.chunk)]
             yield from held.items()
 
-    def commit(self, transaction_id: str) -> None:
+    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> None:
         target = self.committed / transaction_id
-        if not target.exists():
-            os.rename(self._staged(transaction_id), target)
+        if target.exists():
+            return
+        folder = self._staged(transaction_id)
+        held = {
+            name: sum(pyarrow.parquet.read_metadata(path).num_rows for path in (folder / name).glob("*.parquet"))
+            for name, _ in self.loaded_tables()
+        }
+        if {name: count for name, count in held.items() if count} != {name: c for name, c in rows.items() if c}:
+            raise PoisonedError(f"transaction {transaction_id} holds the rows {held}, loaded were {dict(rows)}")
+        os.rename(folder, target)
 
     def abort(self, transaction_id: str) -> None:
         if (self.committed / transaction_id).exists():
             raise SkymillError(f"transaction {transaction_id} is committed; it cannot be aborted")
         shutil.rmtree(self.staging / transaction_id, ignore_errors=True)
 
-    def publish(self, transaction_ids: list[str]) -> dict:
+    def publish(self, committed: Sequence[Mapping]) -> dict:
         import duckdb
 
-        folders = [self.committed / transaction_id for transaction_id in transaction_ids]
+        folders = [self.committed / entry["id"] for entry in committed]
         missing = [folder.name for folder in folders if not folder.is_dir()]
         if missing:
             raise SkymillError(
@@ -119,7 +127,8 @@ class EmbeddedStore:
         finally:
             aside.unlink(missing_ok=True)
             aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
-        return {"database": self.database.name, "absolute": None if copied else str(self.root.resolve()), "rows": rows}
+        absolute = None if copied else str(self.root.resolve())
+        return {"database": self.database.name, "file": self.database.name, "absolute": absolute, "rows": rows}
 
     def check(self) -> list[tuple[str, bool, str]]:
         parent = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())

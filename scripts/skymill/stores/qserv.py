@@ -6,11 +6,8 @@ the contributions became; here it does. Rows are never sent to a table that was 
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import copy
 import functools
-import itertools
 import logging
 import math
 import os
@@ -18,18 +15,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..config import Dataset, Table
-from ..derived import QSERV_COLUMN, database_config, index_configs, table_config
+from ..config import Dataset
+from ..derived import database_config, index_configs, loaded_tables, table_config
 from ..errors import ConfigError, PoisonedError, SkymillError
 from . import Contribution
-from .qserv_http import LONG_S, QservClient, QservNoAnswer, QservRefusal, growing_delays
-from .qserv_load import Loader, address
+from .qserv_fit import (
+    IDENTITY,
+    REMEDY,
+    able_workers,
+    check_server,
+    refuse_misfits,
+    refuse_strangers,
+)
+from .qserv_http import LONG_S, QservClient, QservNoAnswer, QservRefusal, find_database, growing_delays
+from .qserv_load import Loader, contents_fault, rows_in, store_names
 
 log = logging.getLogger("skymill.qserv")
 
 #: States of a transaction from which it can be aborted; a call waits for another one that is ending it.
 ABORTABLE = ("STARTED", "IS_STARTING", "IS_FINISHING", "IS_ABORTING", "START_FAILED", "FINISH_FAILED", "ABORT_FAILED")
-REMEDY = "load under another name (key database), or delete it from Qserv and load again"
 
 
 class QservStore:
@@ -60,24 +64,42 @@ class QservStore:
     # -- database ---------------------------------------------------------------------------------------------------
 
     def register(self, dataset: Dataset, fingerprint: str) -> dict:
-        tables = [table_config(dataset, table) for table in self._tables()]
+        tables = [table_config(dataset, table) for table in loaded_tables(dataset)]
         index_configs(dataset)  # what is wrong there is to be said now, not when all is published
         version = self.client.check_version()
         server = self.client.server()
-        self._refuse_misfits(server)
-        found = self._database(server)
+        refuse_misfits(server, dataset)
+        found = find_database(server, self.name)
+        known: list[str] = []
         if found is None:
             self.client.call("POST", "/ingest/database", database_config(dataset))
         elif found["is_published"]:
             raise SkymillError(f"the Qserv database {self.name} is published, and so frozen; {REMEDY}")
         else:
-            self._refuse_strangers(fingerprint)
-        known = [table["name"] for table in found["tables"]] if found else []
+            transactions = self.client.transactions(self.name, include_context=1)
+            refuse_strangers(transactions, self.name, fingerprint)
+            known = [table["name"] for table in found["tables"]]
+            if not transactions:
+                # An earlier run did not come to its end here. Of a table whose registration was broken off, part may be missing for good.
+                known = [
+                    table["table"] for table in reversed(tables) if table["table"] in known and not self._drop(table)
+                ]
         for table in tables:
             if table["table"] not in known:
                 self._register_table(table)
-        self._refuse_misfits(self.client.server())
-        return {"database": self.name, "api_version": version, "workers": list(_workers(server))}
+        refuse_misfits(self.client.server(), dataset)
+        return {"database": self.name, "api_version": version, "workers": list(able_workers(server))}
+
+    def _drop(self, table: Mapping) -> bool:
+        """Delete a table in which there are no rows; returns whether the server did it."""
+        try:
+            self.client.call("DELETE", f"/ingest/table/{self.name}/{table['table']}", timeout_s=LONG_S)
+        except QservRefusal as error:
+            if error.is_for_key:
+                raise
+            log.warning("%s; the table stays as it is", error)
+            return False
+        return True
 
     def _register_table(self, table: Mapping) -> None:
         try:
@@ -86,51 +108,19 @@ class QservStore:
             # It stays registered when a worker could not make it, and nothing could be loaded into it.
             if "already exists" not in str(error):
                 with contextlib.suppress(SkymillError):
-                    self.client.call("DELETE", f"/ingest/table/{self.name}/{table['table']}")
+                    self._drop(table)
             raise
-
-    def _refuse_misfits(self, server: Mapping) -> None:
-        misfits = list(self._misfits(server))
-        if misfits:
-            raise SkymillError(f"the Qserv server does not fit the configuration: {'; '.join(misfits)}; {REMEDY}")
-
-    def _misfits(self, server: Mapping) -> Iterator[str]:
-        """What the server has otherwise than we want it."""
-        wanted, found = database_config(self.dataset), self._database(server)
-        for family in server["database_families"]:
-            same = all(family[key] == wanted[key] for key in ("num_stripes", "num_sub_stripes"))
-            # The first database of a family decides its overlap for all.
-            if found["family_name"] == family["name"] if found else same:
-                for key in ("num_stripes", "num_sub_stripes", "overlap"):
-                    if not math.isclose(family[key], wanted[key], rel_tol=1e-9):
-                        yield f"{key} of the family {family['name']} is {family[key]}, here it is {wanted[key]}"
-        ours = {table.name: table_config(self.dataset, table) for table in self._tables()}
-        for table in found["tables"] if found else ():
-            if table["name"] in ours:
-                yield from _differences(table, ours[table["name"]])
-            else:
-                yield f"{self.name} has a table {table['name']}, which is not loaded here"
-
-    def _refuse_strangers(self, fingerprint: str) -> None:
-        """Refuse a database that holds rows of others."""
-        for transaction in self.client.transactions(self.name, include_context=1):
-            context = transaction["context"]
-            ours = context.get("workflow") == "skymill" and context.get("fingerprint") == fingerprint
-            if not ours and transaction["state"] != "ABORTED":
-                raise SkymillError(
-                    f"the Qserv database {self.name} has a transaction {transaction['id']} ({transaction['state']}) that is not of this "
-                    f"dataset; {REMEDY}"
-                )
 
     def delete_database(self) -> None:
         """Delete the database, published or not, and all that is in it. What is not there is no error."""
-        if self._database(self.client.server()) is not None:
+        if self.client.database(self.name) is not None:
             key = self.client.key_names[-1]
             self.client.call("DELETE", f"/ingest/database/{self.name}", key=key, timeout_s=LONG_S)
 
     # -- transactions -----------------------------------------------------------------------------------------------
 
     def start_transaction(self, name: str, attempt: int, context: dict) -> str:
+        self.client.check_version()
         found = self._started(context)
         if found is not None:
             return found
@@ -146,7 +136,7 @@ class QservStore:
     def _started(self, context: Mapping) -> str | None:
         """The transaction with a context that can be loaded, or is committed; one that failed is aborted."""
         for transaction in self.client.transactions(self.name, include_context=1):
-            is_same = all(transaction["context"].get(key) == value for key, value in context.items())
+            is_same = all(transaction["context"].get(key) == context.get(key) for key in IDENTITY)
             transaction_id, state = str(transaction["id"]), transaction["state"]
             if is_same and state in ("STARTED", "FINISHED"):
                 return transaction_id
@@ -177,7 +167,7 @@ class QservStore:
             raise kind(
                 f"transaction {transaction_id} of {self.name} takes no rows: its state is {state}, somebody has ended it"
             )
-        database = self._database(self.client.server())
+        database = self.client.database(self.name)
         published = [table["name"] for table in database["tables"] if table["is_published"]]
         if database["is_published"] or published:
             raise SkymillError(
@@ -186,42 +176,40 @@ class QservStore:
             )
         return True
 
-    def commit(self, transaction_id: str, rows: Mapping[str, int] | None = None) -> None:
-        """Make what a transaction has loaded final.
-
-        Parameters
-        ----------
-        transaction_id : `str`
-        rows : `Mapping`, optional
-            The rows of each table that it must hold, overlap tables included.
-
-        Raises
-        ------
-        PoisonedError
-            If it holds other rows, or a contribution that is not whole, or the server cannot commit it.
-        """
-        transaction = self.client.transaction(self.name, transaction_id, contrib=1)
-        if transaction["state"] == "STARTED":
-            summary = transaction["contrib"]["summary"]
-            failed = {
-                key: count for key, count in summary["num_files_by_status"].items() if count and key != "FINISHED"
-            }
-            if failed or summary["num_warnings"] or summary["num_rows"] != summary["num_rows_loaded"]:
-                raise PoisonedError(
-                    f"transaction {transaction_id} of {self.name}: {failed or 'no'} contributions are not finished, there are "
-                    f"{summary['num_warnings']} warnings, {summary['num_rows_loaded']} of {summary['num_rows']} rows are loaded"
+    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> None:
+        transaction = self.client.transaction(self.name, transaction_id, contrib=1, contrib_long=1)
+        state = transaction["state"]
+        if state in ("STARTED", "IS_FINISHING", "FINISHED"):
+            fault = contents_fault(self.dataset, transaction["contrib"], rows)
+            if not fault and state == "STARTED":
+                fault = self._regular_fault(transaction["contrib"]["files"])
+            if fault and state == "FINISHED":
+                raise SkymillError(
+                    f"transaction {transaction_id} of {self.name}: {fault}; it is committed and cannot be taken back: {REMEDY}"
                 )
-            loaded = {name: count for name, count in self._rows_in([summary]).items() if count}
-            if rows is not None and loaded != {name: count for name, count in rows.items() if count}:
-                raise PoisonedError(
-                    f"transaction {transaction_id} of {self.name} holds {loaded}, sent were {dict(rows)}"
-                )
+            if fault:
+                raise PoisonedError(f"transaction {transaction_id} of {self.name}: {fault}")
         answer = self._end(transaction_id, abort=False)
         if self.options["auto_build_secondary_index"] and not answer.get("secondary-index-build-success", 1):
-            raise SkymillError(
-                f"transaction {transaction_id} of {self.name} is committed, but its director index was not built; run again to go on, and "
-                "have it rebuilt when all is published (POST /ingest/index/secondary with rebuild: 1)"
-            )
+            log.warning("the director index of transaction %s was not built; publishing has it rebuilt", transaction_id)
+
+    def _regular_fault(self, files: Sequence[Mapping]) -> str:
+        """What is wrong with the places of regular tables; empty if each is at every worker, or nowhere."""
+        regular = {table.name for table in self.dataset.tables_of("regular")}
+        held: dict[str, set[str]] = {}
+        for file in files:
+            if file["table"] in regular:
+                held.setdefault(file["table"], set()).add(file["worker"])
+        if not held:
+            return ""
+        locations = self.client.call("GET", "/ingest/regular", {"database": self.name})["locations"]
+        workers = {place["worker"] for place in locations}
+        for name, places in held.items():
+            if places != workers:
+                return (
+                    f"{name} was sent to {', '.join(sorted(places))}, now the workers are {', '.join(sorted(workers))}"
+                )
+        return ""
 
     def abort(self, transaction_id: str) -> None:
         self._end(transaction_id, abort=True)
@@ -229,12 +217,22 @@ class QservStore:
     def _end(self, transaction_id: str, abort: bool) -> dict:
         """Commit or abort a transaction."""
         goal, allowed = ("ABORTED", ABORTABLE) if abort else ("FINISHED", ("STARTED", "IS_FINISHING"))
+        text = f"transaction {transaction_id} of {self.name}"
 
         def is_ended(reason: SkymillError | None) -> bool:
             state = self.client.transaction(self.name, transaction_id)["state"]
             if state != goal and state not in allowed:
-                text = f"transaction {transaction_id} of {self.name} cannot become {goal}, its state is {state}"
-                raise (SkymillError if abort else PoisonedError)(f"{text}: {reason or 'somebody else has ended it'}")
+                remedy = f"; {REMEDY}" if state == "FINISHED" else ""
+                raise (SkymillError if abort else PoisonedError)(
+                    f"{text} cannot become {goal}, its state is {state}: {reason or 'somebody else has ended it'}{remedy}"
+                )
+            # The call has waited for whoever is at it. Who was at it has died if the state is still the same.
+            if isinstance(reason, QservRefusal) and reason.is_for_state and state.startswith("IS_"):
+                died = f"{text} is {state} for good: Qserv's controller was stopped while it did that"
+                if abort and state == "IS_ABORTING":
+                    raise SkymillError(f"{died}, and takes no order for it any more; {REMEDY}")
+                if not abort:
+                    raise PoisonedError(died)
             return state == goal
 
         path = f"/ingest/trans/{transaction_id}"
@@ -264,23 +262,18 @@ class QservStore:
 
     # -- publishing -------------------------------------------------------------------------------------------------
 
-    def publish(self, transaction_ids: list[str]) -> dict:
-        for transaction in self.client.transactions(self.name):
-            transaction_id, state = str(transaction["id"]), transaction["state"]
-            if state != "ABORTED" and not (state == "FINISHED" and transaction_id in transaction_ids):
-                raise SkymillError(
-                    f"the Qserv database {self.name} cannot be published: its transaction {transaction_id} ({state}) was not committed by "
-                    f"this workflow; abort it if it is open, else {REMEDY}"
-                )
+    def publish(self, committed: Sequence[Mapping]) -> dict:
+        self._refuse_other_rows(committed)
 
         def is_published(reason: SkymillError | None) -> bool:
-            return self._database(self.client.server())["is_published"]
+            return self.client.database(self.name)["is_published"]
 
         path = f"/ingest/database/{self.name}"
         call = functools.partial(self.client.call, "PUT", path, timeout_s=LONG_S)
         self._insist(is_published, call, (QservNoAnswer,))
+        self._rebuild_index()
         counting = {"row_counters_state_update_policy": "ENABLED", "row_counters_deploy_at_qserv": 1, "force_rescan": 1}
-        for table in self._tables() if self.options["row_counters"] else ():
+        for table in loaded_tables(self.dataset) if self.options["row_counters"] else ():
             body = {"database": self.name, "table": table.name, **counting}
             self.client.call("POST", "/ingest/table-stats", body, timeout_s=LONG_S, repeat=True)
         for index in index_configs(self.dataset):
@@ -289,116 +282,64 @@ class QservStore:
                 # A row is in an overlap table once for each sub-chunk: nothing is unique there.
                 body = {**index, **({"spec": "DEFAULT"} if overlap else {}), "overlap": overlap}
                 self.client.call("POST", "/replication/sql/index", body, timeout_s=LONG_S, repeat=True)
-        return {"database": self.name, "absolute": None, "rows": self.count_rows()}
+        return {"database": self.name, "frozen": True, "rows": self.count_rows()}
+
+    def _refuse_other_rows(self, committed: Sequence[Mapping]) -> None:
+        """Refuse to publish anything but what was committed: it would be for good."""
+        wanted = {entry["id"]: entry["rows"] for entry in committed}
+        for transaction in self.client.transactions(self.name, contrib=1):
+            transaction_id, state = str(transaction["id"]), transaction["state"]
+            if state == "ABORTED":
+                continue
+            if state != "FINISHED" or transaction_id not in wanted:
+                raise SkymillError(
+                    f"the Qserv database {self.name} cannot be published: its transaction {transaction_id} ({state}) was not committed by "
+                    f"this workflow; abort it if it is open, else {REMEDY}"
+                )
+            fault = contents_fault(self.dataset, transaction["contrib"], wanted.pop(transaction_id))
+            if fault:
+                raise SkymillError(f"transaction {transaction_id} of {self.name}: {fault}; {REMEDY}")
+        if wanted:
+            raise SkymillError(
+                f"the Qserv database {self.name} has no transaction {', '.join(wanted)}, which this workflow has committed; {REMEDY}"
+            )
+        regular = {table.name for table in self.dataset.tables_of("regular")}
+        if not any(rows for entry in committed for name, rows in entry["rows"].items() if name not in regular):
+            raise SkymillError(
+                "no chunk of the selection has any row, and Qserv publishes no database without chunks; select others (key chunks)"
+            )
+
+    def _rebuild_index(self) -> None:
+        """Rebuild the director index if a commit could not add to it, which the server tells in the transaction's log only."""
+        if not self.options["auto_build_secondary_index"]:
+            return
+        events = [
+            event
+            for transaction in self.client.transactions(self.name, include_log=1, trans_state="FINISHED")
+            for event in transaction["log"]
+        ]
+        failed = {e["data"]["table"] for e in events if e["name"] == "end bld dir idx" and not e["data"].get("success")}
+        for name in sorted(failed):
+            body = {"database": self.name, "director_table": name, "rebuild": 1}
+            self.client.call("POST", "/ingest/index/secondary", body, timeout_s=LONG_S, repeat=True)
 
     def count_rows(self) -> dict[str, int]:
-        counts = {
-            name: 0
-            for table in self._tables()
-            for name in (table.name, *([table.overlap_name] if table.kind == "director" else []))
-        }
+        tables = loaded_tables(self.dataset)
+        counts = {name: 0 for table in tables for name in store_names(table)}
         if not self.options["row_counters"]:
-            finished = self.client.transactions(self.name, contrib=1, trans_state="FINISHED")
-            return counts | self._rows_in([transaction["contrib"]["summary"] for transaction in finished])
-        for table in self._tables():
+            for transaction in self.client.transactions(self.name, contrib=1, trans_state="FINISHED"):
+                for name, rows in rows_in(self.dataset, transaction["contrib"]["summary"]).items():
+                    counts[name] = counts.get(name, 0) + rows
+            return counts
+        for table in tables:
             for entry in self.client.call("GET", f"/ingest/table-stats/{self.name}/{table.name}")["entries"]:
                 name = table.overlap_name if entry["is_overlap"] and table.kind != "regular" else table.name
                 if name in counts or entry["num_rows"]:
                     counts[name] = counts.get(name, 0) + entry["num_rows"]
         return counts
 
-    def _rows_in(self, summaries: Sequence[Mapping]) -> dict[str, int]:
-        """Rows of each table, overlap tables included, by summaries of contributions."""
-        rows: collections.Counter[str] = collections.Counter()
-        for summary in summaries:
-            for name, counts in summary["table"].items():
-                table = self.dataset.tables[name]
-                # Each worker has a regular table whole.
-                rows[name] += counts["num_rows_loaded"] // max(counts["num_files"] if table.kind == "regular" else 1, 1)
-                if "overlap" in counts:
-                    rows[table.overlap_name] += counts["overlap"]["num_rows_loaded"]
-        return dict(rows)
-
-    # -- questions --------------------------------------------------------------------------------------------------
-
     def check(self) -> list[tuple[str, bool, str]]:
-        once = copy.copy(self)
-        once.client = copy.copy(self.client)
-        once.client.patience_s = 0.0
-        questions: dict[str, Callable[[], str]] = {
-            "the controller answers": lambda: f"{once.client.url}, version {once.client.check_version()}",
-            **{f"{key} is accepted": functools.partial(once._check_key, key) for key in self.client.key_names},
-            "the workers answer": once._check_workers,
-            f"the database {self.name} fits": once._check_database,
-        }
-        answers = []
-        for question, answer in questions.items():
-            try:
-                answers.append((question, True, answer()))
-            except SkymillError as error:
-                answers.append((question, False, str(error)))
-        return answers
-
-    def _check_key(self, key: str) -> str:
-        try:
-            # It does not say which chunk: who has the right key is refused for that.
-            self.client.call("POST", "/ingest/chunk", {"database": self.name}, key=key)
-        except QservRefusal as error:
-            if error.is_for_key:
-                raise
-        return "yes"
-
-    def _check_workers(self) -> str:
-        workers = _workers(self.client.server())
-        if not workers:
-            raise SkymillError("no worker is enabled and writable; see the configuration of Qserv's replication system")
-        for url in workers.values():
-            self.client.call("GET", "/meta/version", url=url)
-        return ", ".join(f"{name} at {url}" for name, url in workers.items())
-
-    def _check_database(self) -> str:
-        server = self.client.server()
-        self._refuse_misfits(server)
-        found = self._database(server)
-        if found is None:
-            return "it is not there yet"
-        states = collections.Counter(transaction["state"] for transaction in self.client.transactions(self.name))
-        listed = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
-        return f"{'published' if found['is_published'] else 'not published'}, {len(found['tables'])} tables, transactions: {listed}"
-
-    def _database(self, server: Mapping) -> Mapping | None:
-        return next((database for database in server["databases"] if database["database"] == self.name), None)
-
-    def _tables(self) -> list[Table]:
-        """The tables that are loaded, in the order in which Qserv must get to know them."""
-        tables = [*self.dataset.tables_of("director", "child"), *self.dataset.tables_of("regular")]
-        return [table for table in tables if table.ingest]
-
-
-def _workers(server: Mapping) -> dict[str, str]:
-    """Names and addresses of the workers that can be loaded."""
-    able = [worker for worker in server["workers"] if worker["is-enabled"] and not worker["is-read-only"]]
-    places = [(w["name"], w["http-loader-host"], w["http-loader-port"]) for w in able]
-    return dict(
-        address({"worker": name, "http_host": host["addr"], "http_host_name": host["name"], "http_port": port})
-        for name, host, port in places
-    )
-
-
-def _differences(found: Mapping, wanted: Mapping) -> Iterator[str]:
-    """How a table that the server has differs from ours, in words."""
-    for key in ("is_partitioned", "director_table", "director_key", "latitude_key", "longitude_key"):
-        theirs, ours = str(found[key]).rpartition(".")[2], str(wanted.get(key, ""))
-        if theirs != ours:
-            yield f"{key} of the table {found['name']} is {theirs!r}, here it is {ours!r}"
-    columns = [
-        [f"{c['name']} {' '.join(c['type'].upper().split())}" for c in schema if c["name"] != QSERV_COLUMN]
-        for schema in (found["columns"], wanted["schema"])
-    ]
-    for i, (theirs, ours) in enumerate(itertools.zip_longest(*columns, fillvalue="missing")):
-        if theirs != ours:
-            yield f"column {i + 1} of the table {found['name']} is {theirs}, here it is {ours}"
-            break
+        return check_server(self.client, self.dataset)
 
 
 def _read_key(name: str, source: Mapping | None, folder: Path) -> str | None:
@@ -406,12 +347,20 @@ def _read_key(name: str, source: Mapping | None, folder: Path) -> str | None:
     if source is None:
         return None
     if "env" in source:
-        if source["env"] not in os.environ:
-            raise SkymillError(f"ingest.qserv.{name}.env: the environment variable {source['env']} is not set")
-        return os.environ[source["env"]]
-    try:
-        return (folder / source["file"]).read_text("utf-8").strip()
-    except OSError as error:
+        where = f"ingest.qserv.{name}.env: the environment variable {source['env']}"
+        key = os.environ.get(source["env"])
+        if key is None:
+            raise SkymillError(f"{where} is not set")
+    else:
+        where = f"ingest.qserv.{name}.file: {folder / source['file']}"
+        try:
+            key = (folder / source["file"]).read_text("utf-8")
+        except OSError as error:
+            raise SkymillError(f"{where} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SkymillError(f"{where} is no text in UTF-8") from None
+    if not key.strip().isprintable():
         raise SkymillError(
-            f"ingest.qserv.{name}.file: cannot read {folder / source['file']}: {error.strerror}"
-        ) from None
+            f"{where} holds more than one line, or a control character; it must hold the key and nothing else"
+        )
+    return key.strip()

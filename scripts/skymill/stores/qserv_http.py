@@ -42,6 +42,11 @@ class QservRefusal(SkymillError):
         """Whether the key was refused: then nothing else was looked at."""
         return "failed to pass authorization requirements" in str(self)
 
+    @property
+    def is_for_state(self) -> bool:
+        """Whether a transaction could not be ended because of its state; the server waits for whoever is ending it before it says so."""
+        return "can't be ended at this time" in str(self)
+
 
 class QservUnreachable(SkymillError):
     """There was no connection: nothing was sent."""
@@ -73,7 +78,9 @@ class QservClient:
         self.url = url
         self.timeout_s = timeout_s
         self.patience_s = min(PATIENCE_S, timeout_s)
-        self._keys = {"auth_key": auth_key or ""} | ({"admin_auth_key": admin_auth_key} if admin_auth_key else {})
+        self._keys = {"auth_key": auth_key or ""} | (
+            {} if admin_auth_key is None else {"admin_auth_key": admin_auth_key}
+        )
         self.key_names = list(self._keys)
 
     def scrub(self, text: str) -> str:
@@ -193,6 +200,10 @@ class QservClient:
         """The configuration of the server: workers, families, databases with their tables."""
         return self.call("GET", "/replication/config")["config"]
 
+    def database(self, name: str) -> dict | None:
+        """A database with its tables, if it is there."""
+        return find_database(self.server(), name)
+
     def transaction(self, database: str, transaction_id: str, **query: object) -> dict:
         """A transaction of a database."""
         answer = self.call("GET", f"/ingest/trans/{transaction_id}", query={"database": database, **query})
@@ -233,6 +244,8 @@ class QservClient:
                 _watch(connection.sock, timeout_s)
                 status, content = _send(connection, method, target.partition(where.netloc)[2], headers, parts)
                 answer = json.loads(content) if status == 200 else {}
+                if status == 200 and not (isinstance(answer, dict) and "success" in answer):
+                    raise ValueError("this is no answer of Qserv")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 text = str(error) or type(error).__name__
                 raise QservNoAnswer(self.scrub(f"{name}: sent, but no answer came: {text}")) from None
@@ -246,6 +259,11 @@ class QservClient:
         if answer.get("warning") and where.query:
             log.warning("%s: %s", name, self.scrub(answer["warning"]))
         return answer
+
+
+def find_database(server: Mapping, name: str) -> dict | None:
+    """A database in the configuration of a server, if it is there."""
+    return next((database for database in server["databases"] if database["database"] == name), None)
 
 
 def _watch(connection: socket.socket, timeout_s: float) -> None:

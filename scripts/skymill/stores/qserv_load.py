@@ -7,6 +7,9 @@ answer is looked up once in the server's own list; it is never sent again in the
 
 from __future__ import annotations
 
+import collections
+import functools
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,13 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from ..config import Dataset, Table
 from ..derived import QSERV_DIALECT
 from ..errors import PoisonedError, SkymillError
 from . import Contribution
 from .qserv_http import LONG_S, QservClient, QservNoAnswer, QservRefusal, QservUnreachable, growing_delays
 
-#: How often a worker is asked to read a file again that it could not read.
-READ_TRIES = 5
+#: How often a worker is asked to read a file again that it could not read; the delays between add up to 25 s.
+READ_TRIES = 8
+#: Bytes that are looked at at a time.
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Shipment:
 
     def is_same(self, held: Mapping) -> bool:
         """Whether a descriptor that the server has is one of this."""
-        place = {key: self.fields[key] for key in ("table", "chunk", "overlap")} | {"worker": self.worker}
+        place = {key: self.fields[key] for key in ("table", "chunk", "overlap")}
+        # A chunk is at one worker only; what another has of it would be there twice.
+        place |= {"worker": self.worker} if self.contribution.chunk is None else {}
         return all(held[key] == value for key, value in place.items())
 
     def fault(self, held: Mapping) -> str:
@@ -92,8 +100,10 @@ class Loader:
         shipments: dict[int | None, list[Shipment]] = {chunk: [] for chunk in places}
         for contribution in contributions:
             shipments[contribution.chunk] += [Shipment(contribution, *place) for place in places[contribution.chunk]]
+        until = time.monotonic() + self.client.patience_s
         with ThreadPoolExecutor(self.options["parallel"]) as pool:
-            left = dict(zip(shipments, pool.map(self._missing, shipments.values()), strict=True))
+            missing_of = functools.partial(self._missing, until=until)
+            left = dict(zip(shipments, pool.map(missing_of, shipments.values()), strict=True))
         missing = [shipment for sent in left.values() for shipment in sent]
         if missing and not may_send:
             raise SkymillError(
@@ -131,14 +141,24 @@ class Loader:
                 raise SkymillError(f"Qserv has no worker for {'regular tables' if chunk is None else f'chunk {chunk}'}")
         return places
 
-    def _held(self, chunk: int | None) -> list[dict]:
-        """The contributions to a chunk that the server knows of."""
-        query = {"contrib": 1, "contrib_long": 1, "include_warnings": 1, "chunk": chunk or 0}
-        return self.client.transaction(self.database, self.transaction_id, **query)["contrib"]["files"]
+    def _held(self, shipments: Sequence[Shipment], until: float) -> list[dict]:
+        """What the server knows of shipments to one chunk.
 
-    def _missing(self, shipments: list[Shipment]) -> list[Shipment]:
+        An upload whose sender has died may still be at work, and is waited for: it may end well, or have been left by its worker for good.
+        """
+        query = {"contrib": 1, "contrib_long": 1, "include_warnings": 1, "chunk": shipments[0].contribution.chunk or 0}
+        for delay in growing_delays(2.0):
+            found = self.client.transaction(self.database, self.transaction_id, **query)["contrib"]["files"]
+            held = [descriptor for descriptor in found if any(shipment.is_same(descriptor) for shipment in shipments)]
+            is_busy = any(descriptor["status"] == "IN_PROGRESS" and not descriptor["async"] for descriptor in held)
+            if not is_busy or time.monotonic() + delay > until:
+                return held
+            time.sleep(delay)
+        raise AssertionError  # the delays have no end
+
+    def _missing(self, shipments: list[Shipment], until: float) -> list[Shipment]:
         """The shipments to a chunk that the server does not have, or has not finished."""
-        held = self._held(shipments[0].contribution.chunk)
+        held = self._held(shipments, until)
         missing = []
         for shipment in shipments:
             found = self._only(shipment, held)
@@ -153,6 +173,8 @@ class Loader:
         same = [contribution for contribution in held if shipment.is_same(contribution)]
         if len(same) > 1:
             raise self._poisoned(shipment, f"the server has it {len(same)} times")
+        if same and same[0]["worker"] != shipment.worker:
+            raise self._poisoned(shipment, f"it was sent to worker {same[0]['worker']}")
         return same[0] if same else None
 
     def _poisoned(self, shipment: Shipment, reason: object) -> PoisonedError:
@@ -163,6 +185,8 @@ class Loader:
         """Have a contribution loaded, at most once."""
         body = {"transaction_id": int(self.transaction_id), **shipment.fields}
         sent = shipment.contribution
+        if not shipment.begun:
+            refuse_other_than_ascii(sent)
         try:
             if shipment.begun:
                 held = self._wait(shipment, shipment.begun)
@@ -183,7 +207,7 @@ class Loader:
     def _look_up(self, shipment: Shipment, error: SkymillError) -> dict:
         """What the server knows of a contribution after an error; that error, if it is sure that there is nothing."""
         try:
-            held = self._only(shipment, self._held(shipment.contribution.chunk))
+            held = self._only(shipment, self._held([shipment], time.monotonic() + self.client.patience_s))
             if held is not None:
                 return self._wait(shipment, held)
         except (QservRefusal, QservNoAnswer, QservUnreachable) as second:
@@ -203,13 +227,14 @@ class Loader:
     def _wait(self, shipment: Shipment, held: Mapping) -> Mapping:
         """Wait until a worker has done what it was asked for; a file that it could not read is read again."""
         deadline = time.monotonic() + LONG_S
-        tries = 0
-        for delay in growing_delays(2.0):
-            if not _can_go_on(held) or tries == READ_TRIES or time.monotonic() > deadline:
+        waits, tries = growing_delays(2.0), itertools.islice(growing_delays(), READ_TRIES)
+        while _can_go_on(held) and time.monotonic() < deadline:
+            is_failed = held["status"] == "READ_FAILED"
+            delay = next(tries if is_failed else waits, None)
+            if delay is None:
                 break
             time.sleep(delay)
-            tries += held["status"] == "READ_FAILED"
-            method = "PUT" if held["status"] == "READ_FAILED" else "GET"
+            method = "PUT" if is_failed else "GET"
             held = self.client.call(method, f"/ingest/file-async/{held['id']}", url=shipment.url)["contrib"]
         return held
 
@@ -224,3 +249,70 @@ def address(place: Mapping) -> tuple[str, str]:
     """The name of a worker and the address of its ingest service, from a location."""
     host = place["http_host"] or place["http_host_name"]
     return place["worker"], f"http://{f'[{host}]' if ':' in host else host}:{place['http_port']}"
+
+
+def refuse_other_than_ascii(contribution: Contribution) -> None:
+    """Refuse a file with characters that Qserv would take for others: it reads all text as latin1, whatever it is told.
+
+    Raises
+    ------
+    SkymillError
+        Naming the row.
+    """
+    if all(column.type.kind != "string" for column in contribution.table.stored_columns):
+        return
+    row = 1
+    with open(contribution.path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            if not block.isascii():
+                row += block.count(b"\n", 0, next(i for i, byte in enumerate(block) if byte > 127))
+                raise SkymillError(
+                    f"{contribution.path}: row {row} holds a character that is not ASCII, which Qserv would not "
+                    f"store as it is; change the strings of {contribution.table.name}, or leave it out with ingest: false"
+                )
+            row += block.count(b"\n")
+
+
+def store_names(table: Table) -> list[str]:
+    """The names of a table in the store: its own, and that of its overlap table."""
+    return [table.name, *([table.overlap_name] if table.kind == "director" else [])]
+
+
+def rows_in(dataset: Dataset, summary: Mapping) -> dict[str, int]:
+    """The rows of each table, overlap tables included, in the server's summary of a transaction's contributions."""
+    rows: collections.Counter[str] = collections.Counter()
+    for name, counts in summary["table"].items():
+        table = dataset.tables[name]
+        # Each worker has a regular table whole.
+        rows[name] += counts["num_rows_loaded"] // max(counts["num_files"] if table.kind == "regular" else 1, 1)
+        rows[table.overlap_name] += counts.get("overlap", {}).get("num_rows_loaded", 0)
+    return {name: count for name, count in rows.items() if count}
+
+
+def contents_fault(dataset: Dataset, contrib: Mapping, rows: Mapping[str, int]) -> str:
+    """What is wrong with all contributions of a transaction together; empty if nothing is.
+
+    Parameters
+    ----------
+    dataset : `Dataset`
+    contrib : `Mapping`
+        The server's summary of them, and their descriptors if it was asked for them.
+    rows : `Mapping` [`str`, `int`]
+        The rows of each table that must be there, overlap tables included.
+    """
+    summary = contrib["summary"]
+    failed = {key: count for key, count in summary["num_files_by_status"].items() if count and key != "FINISHED"}
+    if failed:
+        return f"contributions are not finished: {', '.join(f'{count} {key}' for key, count in failed.items())}"
+    if summary["num_warnings"] or summary["num_rows"] != summary["num_rows_loaded"]:
+        return f"{summary['num_rows_loaded']} of {summary['num_rows']} rows are loaded, with {summary['num_warnings']} warnings"
+    regular = {table.name for table in dataset.tables_of("regular")}
+    places = collections.Counter(
+        (file["table"], file["worker"] if file["table"] in regular else file["chunk"], file["overlap"])
+        for file in contrib["files"]
+    )
+    table, place, _ = next((key for key, count in places.items() if count > 1), (None, None, None))
+    if table is not None:
+        return f"{table} was sent to {'worker' if table in regular else 'chunk'} {place} more than once"
+    loaded, sent = rows_in(dataset, summary), {name: count for name, count in rows.items() if count}
+    return "" if loaded == sent else f"it holds the rows {loaded}, sent were {sent}"

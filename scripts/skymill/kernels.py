@@ -59,13 +59,13 @@ def _folders() -> list[Path]:
     return [Path(importlib.util.cache_from_source(__file__)).parent, cache / "skymill"]
 
 
-def _compile(target: Path) -> None:
-    """Compile the source, aside; whoever comes second replaces the file by an equal one."""
+def _compile(source: Path, target: Path) -> None:
+    """Compile a source, aside; whoever comes second replaces the file by an equal one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         subprocess.run(
-            [*COMPILE, "-o", str(aside), str(SOURCE)], check=True, capture_output=True, timeout=COMPILE_SECONDS
+            [*COMPILE, "-o", str(aside), str(source)], check=True, capture_output=True, timeout=COMPILE_SECONDS
         )
         os.replace(aside, target)
     finally:
@@ -74,25 +74,25 @@ def _compile(target: Path) -> None:
 
 
 @functools.cache
-def library() -> Path | None:
-    """The compiled library, compiled now if need be; `None` if that cannot be done."""
+def library(source: Path = SOURCE) -> Path | None:
+    """The compiled library of a source, compiled now if need be; `None` if that cannot be done."""
     if os.environ.get("SKYMILL_KERNELS") == "off" or sys.byteorder != "little":
         return None
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join((*COMPILE, sys.platform, platform.machine())).encode())
-    name = f"kernels.{key.hexdigest()[:16]}.so"
+    key = hashlib.sha256(source.read_bytes() + " ".join((*COMPILE, sys.platform, platform.machine())).encode())
+    name = f"{source.stem}.{key.hexdigest()[:16]}.so"
     for folder in _folders():
         if (folder / name).exists():
             return folder / name
     for folder in _folders():
         try:
-            _compile(folder / name)
+            _compile(source, folder / name)
             return folder / name
         except subprocess.SubprocessError as error:
-            log.warning("kernels.c cannot be compiled, what it does will be slower: %s", error)
+            log.warning("%s cannot be compiled, what it does will be slower: %s", source.name, error)
             return None
         except OSError as error:  # no compiler, or the folder cannot be written
             reason = error
-    log.info("no compiled kernels: %s", reason)
+    log.info("%s is not compiled: %s", source.name, reason)
     return None
 
 

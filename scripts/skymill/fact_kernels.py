@@ -161,7 +161,7 @@ class ColumnTaker:
             part = values[column.name]
             null = None
             if isinstance(part, Strings):
-                bits = string_table(column, part)
+                bits = np.roll(string_table(column, part), 1)  # from the code -1 on
                 data = np.ascontiguousarray(part.codes, dtype=np.int32)
                 held.append(bits)
                 item.string_bits = address(bits)

@@ -18,7 +18,7 @@ import numpy as np
 from .columns import Column, Position, UniqueId
 from .config import Dataset, filter_names
 from .linked_columns import DirectorColumn, ForcedFlux, VisitColumn
-from .tables import PLACE_COLUMNS, Entry, Table
+from .tables import Entry, Table
 
 #: Strings are counted one by one if a column has at most so many different ones in a chunk.
 MOST_VALUES = 32

@@ -1,7 +1,8 @@
 """The truth of generated rows: facts that are taken while they are made, before any text, partitioning or store has touched them.
 
 Beside the manifest of a generated tile lies ``<tile>.truth.json.gz``. For each table and overlap table it has the chunk ids and, for each fact,
-a list with a value for each chunk. What the facts are is told in `skymill.facts`. They stay when the bulk files go.
+a list with a value for each chunk; and the SHA-256 of each generated file. What the facts are is told in `skymill.facts`. The truth stays when
+the bulk files go. It is no declared output of the job: a job that makes only some chunks of the tile adds to what others have written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .config import Dataset, Table
 from .errors import SkymillError
 from .facts import Fact, table_facts
 from .pairs import count_pairs
+from .retries import home_tile
 from .rowhash import RowHasher, add_hashes, hash_placed
 from .tally import Tally, make_taker
 
@@ -126,7 +128,8 @@ class ChunkTruth:
 
     def _take_director(self, values: dict[str, Values], ra: np.ndarray, dec: np.ndarray, sub_chunk: np.ndarray) -> None:
         name = self._director.name
-        home = min(len(ra), self._home - sum(len(part[0]) for part in self._places))
+        # What stands before the halo; once that has begun, nothing.
+        home = max(0, min(len(ra), self._home - sum(len(part[0]) for part in self._places)))
         keys = []
         if home:
             at_home = values if home == len(ra) else {column: part[:home] for column, part in values.items()}
@@ -217,8 +220,8 @@ def _joined(parts: list[Values]) -> Values:
 
 
 def truth_path(root: Path, transaction: str, tile: str) -> Path:
-    """The file of a tile's truth; ``root`` is ``results/<database>``."""
-    return root / "generated" / transaction / f"{tile}.truth.json.gz"
+    """The file of the truth of a tile and its retries; ``root`` is ``results/<database>``."""
+    return root / "generated" / transaction / f"{home_tile(tile)}.truth.json.gz"
 
 
 #: Table -> chunk -> name of a fact -> its value.
@@ -231,15 +234,25 @@ class TileTruth:
     Attributes
     ----------
     tables : `TruthTables`
+    hashes : `dict` [`int`, `dict` [`str`, `str`]]
+        For each chunk the SHA-256 of its generated files by table.
     """
 
-    def __init__(self, tables: TruthTables | None = None):
+    def __init__(self, tables: TruthTables | None = None, hashes: dict[int, dict[str, str]] | None = None):
         self.tables = tables or {}
+        self.hashes = hashes or {}
 
-    def add(self, chunk: int, found: Mapping[str, dict[str, Fact]]) -> None:
-        """Add the facts of a chunk, by table."""
+    def add(self, chunk: int, found: Mapping[str, dict[str, Fact]], hashes: dict[str, str]) -> None:
+        """Add the facts of a chunk by table, and the SHA-256 of its files."""
         for name, values in found.items():
             self.tables.setdefault(name, {})[chunk] = values
+        self.hashes[chunk] = hashes
+
+    def add_tile(self, other: TileTruth) -> None:
+        """Add the chunks of another one; what it knows of a chunk counts."""
+        for name, chunks in other.tables.items():
+            self.tables.setdefault(name, {}).update(chunks)
+        self.hashes |= other.hashes
 
     def names(self) -> dict[str, list[str]]:
         """The names of all facts of each table."""
@@ -255,7 +268,9 @@ class TileTruth:
             names = dict.fromkeys(fact for values in chunks.values() for fact in values)
             columns = {fact: [values.get(fact) for values in chunks.values()] for fact in names}
             tables[name] = {"chunks": list(chunks), "facts": columns}
-        text = json.dumps({**head, "format": FORMAT, "tables": tables}, separators=(",", ":"))
+        content = {**head, "format": FORMAT, "tables": tables, "sha256": self.hashes}
+        text = json.dumps(content, separators=(",", ":"))
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             # Without a time in it: the same facts give the same bytes.
@@ -288,7 +303,24 @@ class TileTruth:
                 chunk: {fact: values[i] for fact, values in columns.items() if values[i] is not None}
                 for i, chunk in enumerate(table["chunks"])
             }
-        return cls(tables)
+        return cls(tables, {int(chunk): files for chunk, files in content["sha256"].items()})
+
+
+def keep_truth(root: Path, truth: TileTruth, head: Mapping) -> None:
+    """Write the truth of chunks of a tile, with that of its other chunks if it is known; the caller holds the lock of the tile.
+
+    Parameters
+    ----------
+    root : `pathlib.Path`
+        ``results/<database>``.
+    truth : `TileTruth`
+    head : `Mapping`
+        ``transaction``, ``tile`` and ``fingerprint``.
+    """
+    path = truth_path(root, head["transaction"], head["tile"])
+    known = TileTruth.read(path) if path.exists() else TileTruth()
+    known.add_tile(truth)
+    known.write(path, {**head, "tile": home_tile(head["tile"])})
 
 
 def add_up(tables: Iterable[Mapping[str, Fact]]) -> dict[str, Fact]:

@@ -26,7 +26,7 @@ from skymill.retries import own_chunks
 from skymill.rowmaker import BoxStreams, RowMaker, load_density
 from skymill.step import Stopwatch, log, start_step
 from skymill.textfile import TableFile
-from skymill.truth import ChunkTruth, TileTruth, TruthTaker
+from skymill.truth import ChunkTruth, TileTruth, TruthTaker, keep_truth
 from skymill.visits import load_visits
 
 
@@ -145,7 +145,7 @@ def generate_tile(
                 known |= facts.facts() if facts is not None else {}
             made[str(chunk)] = entry
             if truth is not None:
-                truth.add(chunk, known)
+                truth.add(chunk, known, {name: file["sha256"] for name, file in entry.items()})
         if str(chunk) not in made:
             for path in folder.glob(f"chunk_{chunk}_*"):
                 path.unlink()
@@ -187,10 +187,7 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
             "chunks": made,
             **watch.read(),
         }
-        truth.write(
-            Path(snakemake.output.truth),
-            {key: manifest[key] for key in ("transaction", "tile", "fingerprint")},
-        )
+        keep_truth(results, truth, {key: manifest[key] for key in ("transaction", "tile", "fingerprint")})
         write_json(Path(snakemake.output.manifest), manifest)
     log.info("generated %d chunks in %.1f s", len(made), manifest["seconds"])
 

@@ -1,7 +1,7 @@
 """Repair what verification has found: make the chunks that differ again, and replace them in the store.
 
-Reads ``verify.json``, and the manifests of the tiles. Each chunk is generated and partitioned anew in ``repair/``, and each of its files must have the
-SHA-256 that its manifest says. In the embedded store the Parquet files that hold the chunk are written anew, and the database is published
+Reads ``verify.json``, and the truth and manifests of the tiles. Each chunk is generated and partitioned anew in ``repair/``, and each of its files must
+have the SHA-256 that it had. In the embedded store the Parquet files that hold the chunk are written anew, and the database is published
 again. What is committed in Qserv is frozen: there the new files stay, and ``repair/<worker>.sql`` says what an administrator must do.
 
 Fails if there is no verification of this dataset, or a chunk does not come out as it was.
@@ -22,6 +22,7 @@ from skymill.selection import expand_ranges
 from skymill.step import Stopwatch, log, start_step
 from skymill.stores import Contribution, open_store
 from skymill.stores.asking import loaded_names
+from skymill.truth import TileTruth, truth_path
 from skymill.verification import bad_chunks
 
 
@@ -76,7 +77,7 @@ def make_again(dataset: Dataset, maker: RowMaker, chunk: int, root: Path, tile: 
     Raises
     ------
     SkymillError
-        If a file has another SHA-256 than its manifest says.
+        If a file has another SHA-256 than it had.
     """
     shutil.rmtree(folder, ignore_errors=True)
     generated = folder / "generated"
@@ -85,17 +86,17 @@ def make_again(dataset: Dataset, maker: RowMaker, chunk: int, root: Path, tile: 
         (folder / table.name).mkdir(parents=True, exist_ok=True)
     made["partitioned"] = partition_chunk(dataset, chunk, made["generated"], generated, folder)
     shutil.rmtree(generated)
-    for stage, entries in made.items():
-        expected = read_json(root / stage / tile[0] / f"{tile[1]}.json")["chunks"][str(chunk)]
-        for name, entry in entries.items():
-            if entry["rows"] and entry["sha256"] != expected[name]["sha256"]:
+    expected = {"generated": TileTruth.read(truth_path(root, *tile)).hashes.get(chunk, {})}
+    manifest = root / "partitioned" / tile[0] / f"{tile[1]}.json"
+    # It lacks chunks of a tile that was made in several goes; then the hashes of generation must do.
+    entry = read_json(manifest)["chunks"].get(str(chunk), {}) if manifest.exists() else {}
+    expected["partitioned"] = {name: file["sha256"] for name, file in entry.items()}
+    for stage, known in expected.items():
+        for name, digest in known.items():
+            if made[stage][name]["sha256"] != digest:
                 raise SkymillError(
-                    f"chunk {chunk}, {name}: made again its {stage} file has the SHA-256 {entry['sha256']}, when it was loaded it had "
-                    f"{expected[name]['sha256']}; nothing was replaced. Was it made with another version of skymill or numpy?"
-                )
-            if entry["rows"] != expected[name]["rows"]:
-                raise SkymillError(
-                    f"chunk {chunk}, {name}: {entry['rows']} rows, when it was loaded {expected[name]['rows']}"
+                    f"chunk {chunk}, {name}: made again its {stage} file has the SHA-256 {made[stage][name]['sha256']}, when it was loaded "
+                    f"it had {digest}; nothing was replaced. Was it made with another version of skymill or numpy?"
                 )
     return made["partitioned"]
 

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from skymill.config import Dataset
+from skymill.truth import TileTruth
 from verifying import all_kinds, verify
 from workflow import PROJECT, snakemake, write_config
 
@@ -119,11 +120,11 @@ def test_a_chunk_that_comes_out_otherwise_is_not_put_in(copy, sky):
     damage(path, lambda t: t.slice(1))
     snakemake(copy.parents[1], "verify", config=sky / "config.yaml", ok=False)
     before = path.read_bytes()
-    for manifest in copy.glob("partitioned/*/*.json"):
-        content = json.loads(manifest.read_text())
-        for entry in content["chunks"].values():
-            entry["Object"]["sha256"] = "0" * 64
-        manifest.write_text(json.dumps(content))
+    for known in copy.glob("generated/*/*.truth.json.gz"):
+        truth = TileTruth.read(known)
+        for files in truth.hashes.values():
+            files["Object"] = "0" * 64
+        truth.write(known, {})
     printed = snakemake(copy.parents[1], "repair", config=sky / "config.yaml", ok=False)
     assert "nothing was replaced" in printed and "0000000000" in printed and "Traceback" not in printed
     assert path.read_bytes() == before

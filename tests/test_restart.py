@@ -126,6 +126,7 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path):
         snakemake(tmp_path, "--unlock", config=config)
     snakemake(tmp_path, config=config)
     assert stored_rows(tmp_path, "smallsky") == stored_rows(quiet, "smallsky")
+    assert "agree with the truth of generation" in snakemake(tmp_path, "verify", config=config)
 
 
 def test_another_dataset_of_the_same_name_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from merge_verification import merge
 from skymill.config import Dataset
+from skymill.selection import expand_ranges
 from skymill.stores.asking import Asker, open_asker
 from skymill.truth import TileTruth, truth_path
 from verify_rest import verify_rest
@@ -44,9 +45,9 @@ def tile_records(root: Path, dataset: Dataset, asker: Asker):
     for plan in sorted((root / "ingest").glob("plan_*.json")):
         for name, tiles in json.loads(plan.read_text())["transactions"].items():
             committed = json.loads((root / "ingest" / "transactions" / f"{name}.committed.json").read_text())
-            for tile in tiles:
+            for tile, ranges in tiles.items():
                 truth = TileTruth.read(truth_path(root, name, tile))
-                yield verify_tile(dataset, asker, committed["id"], tile, truth)
+                yield verify_tile(dataset, asker, committed["id"], tile, truth, expand_ranges(ranges).tolist())
 
 
 def facts_named(record: dict) -> dict[tuple[str, int | None], set[str]]:

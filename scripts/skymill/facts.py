@@ -7,6 +7,7 @@ is a sum of facts.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from .columns import Column, Position, UniqueId
 from .config import Dataset, filter_names
 from .linked_columns import DirectorColumn, ForcedFlux, VisitColumn
-from .tables import PLACE_COLUMNS, Entry, Table
+from .tables import Entry, Table
 
 #: Strings are counted one by one if a column has at most so many different ones in a chunk.
 MOST_VALUES = 32
@@ -81,12 +82,13 @@ def pairs(radius_deg: float) -> str:
     return f"pairs closer than {radius_deg!r} deg"
 
 
-def bins(column: str, edges: Sequence[float]) -> list[str]:
+@functools.lru_cache(maxsize=8192)
+def bins(column: str, edges: tuple[float, ...]) -> tuple[str, ...]:
     """Rows in each bin of a column: below the first edge, between two of them, from the last one on."""
     if not edges:
-        return []
+        return ()
     middle = [f"rows with {low!r} <= {column} < {high!r}" for low, high in itertools.pairwise(edges)]
-    return [f"rows with {column} < {edges[0]!r}", *middle, f"rows with {column} >= {edges[-1]!r}"]
+    return (f"rows with {column} < {edges[0]!r}", *middle, f"rows with {column} >= {edges[-1]!r}")
 
 
 def add_facts(name: str, one: Fact, other: Fact) -> Fact:
@@ -208,8 +210,3 @@ def _edges(column: Column, span: tuple[float, float] | None) -> tuple[float, ...
         if edges and exact and abs(first) < 2**50 and abs(last) < 2**50:
             return edges
     return PLAIN_EDGES
-
-
-def is_place(column: Column) -> bool:
-    """Whether a column says where its row lies: the hash covers it, other facts would say nothing new."""
-    return column in PLACE_COLUMNS

@@ -59,13 +59,13 @@ def _folders() -> list[Path]:
     return [Path(importlib.util.cache_from_source(__file__)).parent, cache / "skymill"]
 
 
-def _compile(target: Path) -> None:
-    """Compile the source, aside; whoever comes second replaces the file by an equal one."""
+def _compile(source: Path, target: Path) -> None:
+    """Compile a source, aside; whoever comes second replaces the file by an equal one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         subprocess.run(
-            [*COMPILE, "-o", str(aside), str(SOURCE)], check=True, capture_output=True, timeout=COMPILE_SECONDS
+            [*COMPILE, "-o", str(aside), str(source)], check=True, capture_output=True, timeout=COMPILE_SECONDS
         )
         os.replace(aside, target)
     finally:
@@ -74,25 +74,25 @@ def _compile(target: Path) -> None:
 
 
 @functools.cache
-def library() -> Path | None:
-    """The compiled library, compiled now if need be; `None` if that cannot be done."""
+def library(source: Path = SOURCE) -> Path | None:
+    """The compiled library of a source, compiled now if need be; `None` if that cannot be done."""
     if os.environ.get("SKYMILL_KERNELS") == "off" or sys.byteorder != "little":
         return None
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join((*COMPILE, sys.platform, platform.machine())).encode())
-    name = f"kernels.{key.hexdigest()[:16]}.so"
+    key = hashlib.sha256(source.read_bytes() + " ".join((*COMPILE, sys.platform, platform.machine())).encode())
+    name = f"{source.stem}.{key.hexdigest()[:16]}.so"
     for folder in _folders():
         if (folder / name).exists():
             return folder / name
     for folder in _folders():
         try:
-            _compile(folder / name)
+            _compile(source, folder / name)
             return folder / name
         except subprocess.SubprocessError as error:
-            log.warning("kernels.c cannot be compiled, what it does will be slower: %s", error)
+            log.warning("%s cannot be compiled, what it does will be slower: %s", source.name, error)
             return None
         except OSError as error:  # no compiler, or the folder cannot be written
             reason = error
-    log.info("no compiled kernels: %s", reason)
+    log.info("%s is not compiled: %s", source.name, reason)
     return None
 
 
@@ -135,12 +135,6 @@ class Kernels:
         self._find_bytes = functions.find_bytes
         self._find_bytes.restype = ctypes.c_int64
         self._find_bytes.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p]
-        self._hash_rows = functions.hash_rows
-        self._hash_rows.restype = None
-        self._hash_rows.argtypes = [
-            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
-            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
-        ]
         self._fill = {
             np.dtype(np.float32): functions.fill_floats_uniform,
             np.dtype(np.float64): functions.fill_doubles_uniform,
@@ -176,24 +170,6 @@ class Kernels:
             if not np.array_equal(self.uniform(random[1], count, np.dtype(dtype), 0.7, 0.1), expected):
                 return False
         return random[0].bit_generator.state == random[1].bit_generator.state
-
-    def hash_rows(self, columns: Sequence[ColumnData], factors: np.ndarray, keys: np.ndarray) -> None:
-        """The sums of rows before they are mixed, see `skymill.rowhash`.
-
-        Parameters
-        ----------
-        columns : sequence of `ColumnData`
-            Numbers, without texts.
-        factors : `numpy.ndarray`, uint32, (number of columns, 4), contiguous
-            What the halves of their values are multiplied by, in the first lane and in the second.
-        keys : `numpy.ndarray`, uint64, (2, rows), contiguous
-            Gets the sums.
-        """
-        table, held = _column_table(columns)
-        self._hash_rows(
-            ctypes.addressof(table), len(columns), keys.shape[1], address(factors), address(keys[0]), address(keys[1])
-        )
-        del held
 
     def find_bytes(self, data: np.ndarray, one: int, other: int, base: int = 0) -> np.ndarray:
         """Offsets (int64) of the bytes of a text that are one of two values, ascending, each plus ``base``."""

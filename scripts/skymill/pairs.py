@@ -16,7 +16,7 @@ BLOCK_PAIRS = 1 << 17
 #: Cells are half as wide as the radius where they would hold more points than this.
 DENSE = 16
 #: Points are sought along one axis only if there are not more than so many for each.
-SPARSE = 32
+SPARSE = 256
 #: The smallest cell: the number of cells along an axis, cubed, must fit 63 bits.
 SMALLEST = 2e-6
 
@@ -26,22 +26,28 @@ def chord_squared(angle_deg: float) -> float:
     return 4.0 * math.sin(math.radians(angle_deg) / 2.0) ** 2
 
 
-def _vectors(ra_deg: np.ndarray, dec_deg: np.ndarray, axis: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (3, n), turned so that the middle of the points lies on the third axis; and that middle.
-
-    The points then lie flat in the other two axes, which makes for few cells.
-    """
+def _vectors(ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:
+    """Unit vectors (3, n)."""
     ra, dec = np.radians(ra_deg), np.radians(dec_deg)
-    cos_dec = np.cos(dec)
-    vectors = np.stack([cos_dec * np.cos(ra), cos_dec * np.sin(ra), np.sin(dec)])
-    middle = vectors.mean(axis=1) if axis is None else axis
+    vectors = np.empty((3, len(ra)))
+    np.sin(dec, out=vectors[2])
+    np.cos(dec, out=dec)
+    np.multiply(dec, np.cos(ra), out=vectors[0])
+    np.multiply(dec, np.sin(ra), out=vectors[1])
+    return vectors
+
+
+def _turned(vectors: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points turned so that their middle lies on the third axis: they then lie flat in the other two, which makes for few cells."""
+    middle = vectors.mean(axis=1)
     length = float(np.sqrt(middle @ middle))
     if length < 0.1:  # all around the sky
-        return vectors, middle
+        return vectors, others
     third = middle / length
     first = np.cross(third, np.eye(3)[np.argmin(np.abs(third))])
     first /= np.sqrt(first @ first)
-    return np.stack([first, np.cross(third, first), third]) @ vectors, middle
+    turn = np.stack([first, np.cross(third, first), third])
+    return turn @ vectors, turn @ others
 
 
 class _Cells:
@@ -98,20 +104,29 @@ def count_pairs(
     limits = [chord_squared(radius) for radius in radii_deg]
     if not len(ra_deg):
         return [0] * len(limits)
-    vectors, middle = _vectors(ra_deg, dec_deg)
-    others, _ = _vectors(other_ra_deg, other_dec_deg, middle)
+    vectors, others = _vectors(ra_deg, dec_deg), _vectors(other_ra_deg, other_dec_deg)
     reach = max(math.sqrt(max(limits)) * (1.0 + 1e-9), SMALLEST)
-    order = np.argsort(vectors[0])
-    home, among, beside = _in_strips(vectors[:, order], others, reach)
+    home, among, beside = _in_strips(vectors, others, reach)
     if _count(among) + _count(beside) > SPARSE * (len(ra_deg) + len(other_ra_deg)):
+        vectors, others = _turned(vectors, others)
         home, among, beside = _in_cells(vectors, others, reach)
     if most_candidates is not None and _count(among) + _count(beside) > most_candidates:
         return None
+    inside, outside = (_count_near(points, home, found, limits) for points, found in ((home, among), (others, beside)))
+    return (2 * inside + outside).tolist()
+
+
+def _count_near(points: np.ndarray, others: np.ndarray, ranges: _Ranges, limits: Sequence[float]) -> np.ndarray:
+    """For each limit the pairs of points with the others of their ranges whose squared distance is below it (int64)."""
+    from . import fact_kernels
+
     counts = np.zeros(len(limits), dtype=np.int64)
-    for points, found, weight in ((home, among, 2), (others, beside, 1)):
-        for distances in _distances(points, home, found):
-            counts += [weight * int(np.count_nonzero(distances < limit)) for limit in limits]
-    return counts.tolist()
+    kernels = fact_kernels.load()
+    for part in ranges if kernels is not None else ():
+        counts += kernels.count_near(points, others, part, np.array(limits))
+    for distances in _distances(points, others, ranges) if kernels is None else ():
+        counts += [int(np.count_nonzero(distances < limit)) for limit in limits]
+    return counts
 
 
 #: For each of some points (indices, repeated as need be) a range of others that may be near.
@@ -123,10 +138,13 @@ def _count(ranges: _Ranges) -> int:
 
 
 def _in_strips(vectors: np.ndarray, others: np.ndarray, reach: float) -> tuple[np.ndarray, _Ranges, _Ranges]:
-    """Points sorted along the first axis, as they are given, and what lies within reach of them and of others along it."""
-    along, itself = vectors[0], np.arange(vectors.shape[1])
+    """Points sorted along the axis where they are the furthest apart, and what lies within reach of them and of others along it."""
+    axis = int(np.argmax(vectors.max(axis=1) - vectors.min(axis=1)))
+    vectors = vectors[:, np.argsort(vectors[axis])]
+    along, itself = vectors[axis], np.arange(vectors.shape[1])
     among = (itself, itself + 1, np.searchsorted(along, along + reach, side="right"))
-    bounds = (np.searchsorted(along, others[0] - reach), np.searchsorted(along, others[0] + reach, side="right"))
+    low, high = others[axis] - reach, others[axis] + reach
+    bounds = (np.searchsorted(along, low), np.searchsorted(along, high, side="right"))
     return vectors, [among], [(np.arange(others.shape[1]), *bounds)]
 
 
@@ -161,10 +179,10 @@ def _ranges(
         yield point, start[step, point], stop[step, point]
 
 
-def _distances(
-    points: np.ndarray, others: np.ndarray, ranges: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> Iterator[np.ndarray]:
+def _distances(points: np.ndarray, others: np.ndarray, ranges: _Ranges) -> Iterator[np.ndarray]:
     """The squared distances of points to the others of their ranges, block by block."""
+    if not ranges:
+        return
     point, start, stop = (np.concatenate(column) for column in zip(*ranges, strict=True))
     ends = np.cumsum(stop - start)
     first = 0

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from . import kernels
 from .columns import Column, Strings, Values
 
 #: What stands for NULL: a NaN that no value has.
@@ -65,10 +64,8 @@ class RowHasher:
             ],
             dtype=np.uint64,
         )[:, :, None]
-        self._factors = np.array(
-            [[multiplier(j, k) for k in range(2 * LANES)] for j in range(len(self.columns))], dtype=np.uint32
-        )
-        self._places = {column.name: j for j, column in enumerate(self.columns)}
+        #: The place of each column, by name.
+        self.places = {column.name: j for j, column in enumerate(self.columns)}
 
     def keys(self, values: Mapping[str, Values], count: int) -> np.ndarray:
         """The sums of rows before they are mixed.
@@ -86,12 +83,7 @@ class RowHasher:
         """
         keys = np.empty((LANES, count), dtype=np.uint64)
         present = [(j, column, values[column.name]) for j, column in enumerate(self.columns) if column.name in values]
-        tables = {column.name: _string_bits(column, part) for _, column, part in present if isinstance(part, Strings)}
-        compiled = kernels.load()
-        if compiled is not None:
-            data = [_column_data(part, tables.get(column.name)) for _, column, part in present]
-            compiled.hash_rows(data, self._factors[[j for j, _, _ in present]], keys)
-            return keys
+        tables = {column.name: string_table(column, part) for _, column, part in present if isinstance(part, Strings)}
         rows = min(count, BLOCK_ROWS)
         work, product, pattern, low, high = np.empty(rows, np.uint64), *np.empty((4, LANES, rows), np.uint64)
         for start in range(0, count, BLOCK_ROWS):
@@ -118,7 +110,7 @@ class RowHasher:
 
     def add_key(self, keys: np.ndarray, column: str, value: int | np.ndarray) -> None:
         """Add a column of whole numbers, not negative and below 2^32, to the sums of rows, in place."""
-        j = self._places[column]
+        j = self.places[column]
         for lane in range(LANES):
             # In 32 bits, where a product is taken modulo 2^32 by itself.
             keys[lane] += np.asarray(value).astype(np.uint32) * np.uint32(multiplier(j, 2 * lane))
@@ -137,6 +129,36 @@ def hash_keys(keys: np.ndarray) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def hash_placed(
+    hasher: RowHasher, keys: np.ndarray, chunk: int, sub_chunk: np.ndarray, index: np.ndarray | None = None
+) -> tuple[int, int]:
+    """The hash of rows of a chunk, by the sums of their own columns and their places.
+
+    Parameters
+    ----------
+    hasher : `RowHasher`
+    keys : `numpy.ndarray`, uint64, (2, n)
+        The sums of the own columns.
+    chunk : `int`
+    sub_chunk : `numpy.ndarray`, int32
+        The sub-chunk of each row.
+    index : `numpy.ndarray`, int64, optional
+        Which rows; by default all.
+    """
+    from . import fact_kernels
+
+    kernels = fact_kernels.load()
+    if kernels is None:
+        placed = keys.copy() if index is None else keys[:, index]
+        hasher.add_key(placed, "chunkId", chunk)
+        hasher.add_key(placed, "subChunkId", sub_chunk)
+        return hash_keys(placed)
+    places = [hasher.places[name] for name in ("chunkId", "subChunkId")]
+    terms, factors = ([multiplier(place, 2 * lane) for lane in range(LANES)] for place in places)
+    constants = np.array([chunk * factor & _MASK for factor in terms], dtype=np.uint64)
+    return kernels.hash_rows(keys, constants, sub_chunk, np.array(factors, dtype=np.uint64), index)
+
+
 def add_hashes(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
     """The hash of the rows of both."""
     return (one[0] + other[0]) % 2**64, (one[1] + other[1]) % 2**64
@@ -152,19 +174,10 @@ def string_bits(text: str) -> int:
     return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()[:16], 16)
 
 
-def _string_bits(column: Column, strings: Strings) -> np.ndarray:
+def string_table(column: Column, strings: Strings) -> np.ndarray:
     """The bits of each value of a column of strings, as the store holds it; the last are those of NULL, whose code is -1."""
     texts = (text.rstrip(" ") if is_fixed_char(column) else text for text in strings.values)
     return np.array([*map(string_bits, texts), NULL_BITS], dtype=np.uint64)
-
-
-def _column_data(values: Values, table: np.ndarray | None) -> kernels.ColumnData:
-    """A column as the compiled loop takes it: numbers, of strings their bits."""
-    if isinstance(values, Strings):
-        return kernels.ColumnData(np.take(table, values.codes, mode="wrap"))
-    mask, data = np.ma.getmask(values), np.ma.getdata(values)
-    data = data.view(np.int64) if data.dtype.kind == "M" else data
-    return kernels.ColumnData(data, None if mask is np.ma.nomask else mask)
 
 
 def _bits(column: Column, values: Values, rows: slice, table: np.ndarray | None, work: np.ndarray) -> np.ndarray:

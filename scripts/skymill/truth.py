@@ -1,7 +1,8 @@
 """The truth of generated rows: facts that are taken while they are made, before any text, partitioning or store has touched them.
 
 Beside the manifest of a generated tile lies ``<tile>.truth.json.gz``. For each table and overlap table it has the chunk ids and, for each fact,
-a list with a value for each chunk. What the facts are is told in `skymill.facts`. They stay when the bulk files go.
+a list with a value for each chunk; and the SHA-256 of each generated file. What the facts are is told in `skymill.facts`. The truth stays when
+the bulk files go. It is no declared output of the job: a job that makes only some chunks of the tile adds to what others have written.
 """
 
 from __future__ import annotations
@@ -19,21 +20,25 @@ from . import facts
 from .columns import Column, Rows, Strings, Values
 from .config import Dataset, Table
 from .errors import SkymillError
-from .facts import Fact, TableFacts, table_facts
+from .facts import Fact, table_facts
 from .pairs import count_pairs
-from .rowhash import RowHasher, add_hashes, hash_keys, is_fixed_char
+from .retries import home_tile
+from .rowhash import RowHasher, add_hashes, hash_placed
+from .tally import Tally, make_taker
 
 log = logging.getLogger("skymill.truth")
 
-#: Rows whose facts are taken at a time.
-BLOCK_ROWS = 1 << 14
+#: Rows that are worth a look; smaller blocks wait for others.
+BLOCK_ROWS = 1 << 11
+#: Rows of a regular table that are looked at together.
+REGULAR_ROWS = 1 << 16
 #: Neighbours are not counted in a chunk where each row would have to be compared with more than so many.
 MOST_CANDIDATES = 4000
 FORMAT = 1
 
 
 class TruthTaker:
-    """Takes the truth of a dataset's chunks, one after the other.
+    """Takes the truth of a dataset's chunks, one after the other; a chunk is finished before the next is begun.
 
     Parameters
     ----------
@@ -44,6 +49,12 @@ class TruthTaker:
         self.dataset = dataset
         self.kinds = {table.name: table_facts(dataset, table) for table in dataset.tables.values()}
         self.hashers = {name: RowHasher(kind.stored) for name, kind in self.kinds.items()}
+        self.takers = {name: make_taker(kind, self.hashers[name]) for name, kind in self.kinds.items()}
+        self._plain = {name: make_taker(kind, self.hashers[name]) for name, kind in self.kinds.items()}
+
+    def keys(self, table: str, values: Mapping[str, Values], count: int) -> np.ndarray:
+        """The sums of rows of which no facts are wanted, see `RowHasher.keys`."""
+        return self._plain[table].take(values, count)
 
     def chunk(self, director: Table, chunk: int) -> ChunkTruth:
         """The truth of a director and its children in a chunk, still without rows."""
@@ -51,11 +62,11 @@ class TruthTaker:
 
     def regular(self, table: Table, columns: dict[str, Values]) -> dict[str, Fact]:
         """The facts of a regular table."""
-        truth = _TableTruth(self.kinds[table.name], self.hashers[table.name])
-        for start in range(0, len(columns[table.columns[0].name]), BLOCK_ROWS):
-            part = {name: values[start : start + BLOCK_ROWS] for name, values in columns.items()}
-            truth.take(part, self.hashers[table.name].keys(part, len(part[table.columns[0].name])))
-        return truth.facts()
+        tally = Tally(self.kinds[table.name], self.hashers[table.name])
+        for start in range(0, len(columns[table.columns[0].name]), REGULAR_ROWS):
+            part = {name: values[start : start + REGULAR_ROWS] for name, values in columns.items()}
+            tally.take(part, len(part[table.columns[0].name]))
+        return tally.facts()
 
 
 class ChunkTruth:
@@ -72,7 +83,9 @@ class ChunkTruth:
         self._taker, self._chunk, self._director = taker, chunk, director
         self._chunker = taker.dataset.chunker
         tables = [director, *taker.dataset.children_of(director.name)]
-        self._tables = {t.name: _TableTruth(taker.kinds[t.name], taker.hashers[t.name], chunk) for t in tables}
+        self._tables = {
+            t.name: Tally(taker.kinds[t.name], taker.hashers[t.name], chunk, taker.takers[t.name]) for t in tables
+        }
         self._waiting = _Waiting(director.columns)
         self._children = {table.name: _Waiting([*table.columns, *_FILTERS]) for table in tables[1:]}
         self._filters: dict[str, tuple[str, ...]] = {}
@@ -106,7 +119,7 @@ class ChunkTruth:
         for name, waiting in self._children.items():
             for block in waiting.rest():
                 self._take_child(name, *block)
-        found = {name: truth.facts() for name, truth in self._tables.items()}
+        found = {name: tally.facts() for name, tally in self._tables.items()}
         for name, filters in self._filters.items():
             counts = self._tables[name].filters.tolist()
             found[name] |= {facts.seen(text): count for text, count in zip(filters, counts, strict=False)}
@@ -114,17 +127,22 @@ class ChunkTruth:
         return found | {self._director.overlap_name: self._overlap()}
 
     def _take_director(self, values: dict[str, Values], ra: np.ndarray, dec: np.ndarray, sub_chunk: np.ndarray) -> None:
-        keys = self._taker.hashers[self._director.name].keys(values, len(ra))
-        home = min(len(ra), self._home - sum(len(part[0]) for part in self._places))
+        name = self._director.name
+        # What stands before the halo; once that has begun, nothing.
+        home = max(0, min(len(ra), self._home - sum(len(part[0]) for part in self._places)))
+        keys = []
         if home:
-            at_home = values if home == len(ra) else {name: column[:home] for name, column in values.items()}
-            self._tables[self._director.name].take(at_home, keys[:, :home], sub_chunk[:home])
-        self._places.append((ra, dec, keys))
+            at_home = values if home == len(ra) else {column: part[:home] for column, part in values.items()}
+            keys.append(self._tables[name].take(at_home, home, sub_chunk[:home]))
+        if home < len(ra):
+            halo = values if not home else {column: part[home:] for column, part in values.items()}
+            keys.append(self._taker.keys(name, halo, len(ra) - home))
+        self._places.append((ra, dec, keys[0] if len(keys) == 1 else np.concatenate(keys, axis=1)))
 
     def _take_child(self, name: str, values: dict[str, Values], sub_chunk: np.ndarray) -> None:
-        truth = self._tables[name]
-        truth.count_filters(values[_FILTERS[0].name])
-        truth.take(values, self._taker.hashers[name].keys(values, len(sub_chunk)), sub_chunk)
+        tally = self._tables[name]
+        tally.count_filters(values[_FILTERS[0].name])
+        tally.take(values, len(sub_chunk), sub_chunk)
 
     def _overlap(self) -> dict[str, Fact]:
         """The facts of the overlap table: of the chunk's own rows and those of its neighbours, once for each sub-chunk that they are near."""
@@ -133,10 +151,8 @@ class ChunkTruth:
         for ra, dec, keys in self._places:
             overlap = self._chunker.locate_overlap(ra, dec)[2]
             mine = np.flatnonzero(overlap.chunk == self._chunk)
-            moved = keys[:, overlap.row[mine]]
-            hasher.add_key(moved, "chunkId", self._chunk)
-            hasher.add_key(moved, "subChunkId", overlap.sub_chunk[mine])
-            rows, found = rows + len(mine), add_hashes(found, hash_keys(moved))
+            placed = hash_placed(hasher, keys, self._chunk, overlap.sub_chunk[mine], overlap.row[mine])
+            rows, found = rows + len(mine), add_hashes(found, placed)
         return {facts.ROWS: rows, **dict(zip(facts.HASH, found, strict=True))}
 
     def _pairs(self) -> dict[str, Fact]:
@@ -168,8 +184,13 @@ class _Waiting:
 
     def add(self, columns: dict[str, Values], *places: np.ndarray) -> Iterator[tuple]:
         """Add a block; yields what has waited, columns and places, if it is enough."""
+        rows = len(columns[self._names[0]])
+        if rows >= BLOCK_ROWS:
+            yield from self.rest()  # it came before
+            yield (columns, *places)
+            return
         self._parts.append((columns, *places))
-        self._rows += len(columns[self._names[0]])
+        self._rows += rows
         if self._rows >= BLOCK_ROWS:
             yield from self.rest()
 
@@ -195,120 +216,12 @@ def _joined(parts: list[Values]) -> Values:
     return np.concatenate(parts)
 
 
-class _TableTruth:
-    """The facts of the rows of a table, taken block by block."""
-
-    def __init__(self, kind: TableFacts, hasher: RowHasher, chunk: int | None = None):
-        self._kind, self._hasher, self._chunk = kind, hasher, chunk
-        self._rows, self._hash = 0, (0, 0)
-        self._facts: dict[str, Fact] = {}
-        self._counts: dict[str, np.ndarray] = {name: np.zeros(len(e) + 1, np.int64) for name, e in kind.edges.items()}
-        self._strings: dict[str, dict[str, int]] = {c.name: {} for c in kind.columns if c.type.kind == "string"}
-        self._keys: dict[str, list[np.ndarray]] = {name: [] for name in kind.keys}
-        self._floats = {
-            c.name: np.array(kind.edges[c.name], c.type.dtype) for c in kind.columns if c.name in kind.edges
-        }
-        self.filters = np.zeros(0, dtype=np.int64)
-
-    def take(self, values: dict[str, Values], keys: np.ndarray, sub_chunk: np.ndarray | None = None) -> None:
-        """Take a block of rows, whose own columns add up to ``keys``, see `RowHasher.keys`."""
-        self._rows += keys.shape[1]
-        for column in self._kind.columns:
-            self._take_column(column, values[column.name])
-        if sub_chunk is not None:
-            keys = keys.copy()
-            self._hasher.add_key(keys, "chunkId", self._chunk)
-            self._hasher.add_key(keys, "subChunkId", sub_chunk)
-        self._hash = add_hashes(self._hash, hash_keys(keys))
-
-    def count_filters(self, codes: np.ndarray) -> None:
-        """Count the rows of each filter."""
-        found = np.bincount(codes, minlength=len(self.filters))
-        found[: len(self.filters)] += self.filters
-        self.filters = found
-
-    def facts(self) -> dict[str, Fact]:
-        """The facts of all rows that were taken."""
-        found: dict[str, Fact] = {facts.ROWS: self._rows, **dict(zip(facts.HASH, self._hash, strict=True))}
-        for column in self._kind.columns:
-            name = column.name
-            found[facts.nulls(name)] = self._facts.get(facts.nulls(name), 0)
-            if name in self._strings:
-                if len(self._strings[name]) <= facts.MOST_VALUES:
-                    found |= {facts.equal(name, text): count for text, count in self._strings[name].items()}
-                continue
-            for fact in (facts.least(name), facts.greatest(name)):
-                found[fact] = self._facts.get(fact)
-            if name in self._counts:
-                found |= dict(zip(facts.bins(name, self._kind.edges[name]), self._counts[name].tolist(), strict=True))
-            else:
-                found[facts.total(name)] = self._facts.get(facts.total(name), 0)
-        for name, parts in self._keys.items():
-            found[facts.distinct(name)] = len(_different(np.concatenate(parts))) if parts else 0
-        found |= {facts.orphans(name, table): 0 for name, table, _ in self._kind.references}
-        return found
-
-    def _take_column(self, column: Column, values: Values) -> None:
-        name = column.name
-        if isinstance(values, Strings):
-            counts = np.bincount(values.codes + 1, minlength=len(values.values) + 1).tolist()
-            self._add(facts.nulls(name), counts[0])
-            held = self._strings[name]
-            for text, count in zip(values.values, counts[1:], strict=True):
-                if count and len(held) <= facts.MOST_VALUES:
-                    text = text.rstrip(" ") if is_fixed_char(column) else text
-                    held[text] = held.get(text, 0) + count
-            return
-        data = np.ma.getdata(values)
-        if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-            data = values.compressed()
-            self._add(facts.nulls(name), len(values) - len(data))
-        if not len(data):
-            return
-        low, high = data.min().item(), data.max().item()
-        self._add(facts.least(name), low)
-        self._add(facts.greatest(name), high)
-        if name in self._floats:
-            self._count_bins(name, data, low, high)
-        else:
-            self._add(facts.total(name), _exact_sum(data, low, high))
-        if name in self._keys:
-            self._keys[name].append(_different(data))
-
-    def _count_bins(self, name: str, data: np.ndarray, low: float, high: float) -> None:
-        above = len(data)
-        for i, edge in enumerate(self._floats[name]):
-            # An edge outside of the values need not be compared with each of them.
-            rest = above if edge <= low else 0 if edge > high else int(np.count_nonzero(data >= edge))
-            self._counts[name][i] += above - rest
-            above = rest
-        self._counts[name][-1] += above
-
-    def _add(self, fact: str, value: Fact) -> None:
-        self._facts[fact] = facts.add_facts(fact, self._facts.get(fact), value)
-
-
-def _exact_sum(data: np.ndarray, low: int, high: int) -> int:
-    """The sum of whole numbers, also where 64 bits do not hold it."""
-    if max(abs(low), abs(high)) * len(data) < 2**63:
-        return int(data.sum(dtype=np.int64))
-    return (int((data >> 32).sum()) << 32) + int((data & 0xFFFFFFFF).sum())
-
-
-def _different(data: np.ndarray) -> np.ndarray:
-    """The different values. Keys come in ascending order mostly, and then need not be sorted."""
-    before, behind = data[:-1], data[1:]
-    if (before <= behind).all():
-        return data[np.concatenate([[True], before != behind])] if len(data) else data
-    return np.unique(data)
-
-
 # -- files ----------------------------------------------------------------------------------------------------------------
 
 
 def truth_path(root: Path, transaction: str, tile: str) -> Path:
-    """The file of a tile's truth; ``root`` is ``results/<database>``."""
-    return root / "generated" / transaction / f"{tile}.truth.json.gz"
+    """The file of the truth of a tile and its retries; ``root`` is ``results/<database>``."""
+    return root / "generated" / transaction / f"{home_tile(tile)}.truth.json.gz"
 
 
 #: Table -> chunk -> name of a fact -> its value.
@@ -321,15 +234,25 @@ class TileTruth:
     Attributes
     ----------
     tables : `TruthTables`
+    hashes : `dict` [`int`, `dict` [`str`, `str`]]
+        For each chunk the SHA-256 of its generated files by table.
     """
 
-    def __init__(self, tables: TruthTables | None = None):
+    def __init__(self, tables: TruthTables | None = None, hashes: dict[int, dict[str, str]] | None = None):
         self.tables = tables or {}
+        self.hashes = hashes or {}
 
-    def add(self, chunk: int, found: Mapping[str, dict[str, Fact]]) -> None:
-        """Add the facts of a chunk, by table."""
+    def add(self, chunk: int, found: Mapping[str, dict[str, Fact]], hashes: dict[str, str]) -> None:
+        """Add the facts of a chunk by table, and the SHA-256 of its files."""
         for name, values in found.items():
             self.tables.setdefault(name, {})[chunk] = values
+        self.hashes[chunk] = hashes
+
+    def add_tile(self, other: TileTruth) -> None:
+        """Add the chunks of another one; what it knows of a chunk counts."""
+        for name, chunks in other.tables.items():
+            self.tables.setdefault(name, {}).update(chunks)
+        self.hashes |= other.hashes
 
     def names(self) -> dict[str, list[str]]:
         """The names of all facts of each table."""
@@ -345,11 +268,13 @@ class TileTruth:
             names = dict.fromkeys(fact for values in chunks.values() for fact in values)
             columns = {fact: [values.get(fact) for values in chunks.values()] for fact in names}
             tables[name] = {"chunks": list(chunks), "facts": columns}
-        text = json.dumps({**head, "format": FORMAT, "tables": tables}, separators=(",", ":"))
+        content = {**head, "format": FORMAT, "tables": tables, "sha256": self.hashes}
+        text = json.dumps(content, separators=(",", ":"))
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             # Without a time in it: the same facts give the same bytes.
-            aside.write_bytes(gzip.compress(text.encode(), 6, mtime=0))
+            aside.write_bytes(gzip.compress(text.encode(), 3, mtime=0))
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
@@ -378,7 +303,24 @@ class TileTruth:
                 chunk: {fact: values[i] for fact, values in columns.items() if values[i] is not None}
                 for i, chunk in enumerate(table["chunks"])
             }
-        return cls(tables)
+        return cls(tables, {int(chunk): files for chunk, files in content["sha256"].items()})
+
+
+def keep_truth(root: Path, truth: TileTruth, head: Mapping) -> None:
+    """Write the truth of chunks of a tile, with that of its other chunks if it is known; the caller holds the lock of the tile.
+
+    Parameters
+    ----------
+    root : `pathlib.Path`
+        ``results/<database>``.
+    truth : `TileTruth`
+    head : `Mapping`
+        ``transaction``, ``tile`` and ``fingerprint``.
+    """
+    path = truth_path(root, head["transaction"], head["tile"])
+    known = TileTruth.read(path) if path.exists() else TileTruth()
+    known.add_tile(truth)
+    known.write(path, {**head, "tile": home_tile(head["tile"])})
 
 
 def add_up(tables: Iterable[Mapping[str, Fact]]) -> dict[str, Fact]:

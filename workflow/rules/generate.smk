@@ -1,6 +1,7 @@
 """Generates a tile: CSV files of each chunk and table, and the halo of each director.
 
-Reads the plan, the visits and the density maps; makes generated/<txn>/<tile>/, and beside it its truth and its manifest.
+Reads the plan, the visits and the density maps; makes generated/<txn>/<tile>/ and its manifest beside it.
+The truth of the tile, <tile>.truth.json.gz, is not declared: what is known of chunks that are loaded must survive when others are made again.
 """
 
 
@@ -11,7 +12,6 @@ rule generate_tile:
         maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
     output:
         bulk=bulk("<results>/generated/{txn}/{tile}", config["keep"]["generated"]),
-        truth="<results>/generated/{txn}/{tile}.truth.json.gz",
         manifest="<results>/generated/{txn}/{tile}.json",
     log:
         "<results>/logs/generate_tile/{txn}/{tile}.log",

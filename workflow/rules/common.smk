@@ -10,8 +10,9 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 from skymill.config import Dataset
 from skymill.driver import leave_lock
 from skymill.errors import SkymillError
+from skymill.history import finished_files, read_state
 from skymill.inputs import check_files
-from skymill.plan import State, jobs_at_once, tiles_with
+from skymill.plan import jobs_at_once, tiles_with
 from skymill.progress import Reporter
 from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
@@ -25,7 +26,8 @@ try:
         read_yaml(path)
     DATASET = Dataset.from_config(config, CONFIG_FOLDER)
     RESULTS = str(DATASET.results)
-    STATE = State.read(Path(RESULTS), DATASET)
+    # For a report, and only then, finished work is put back among what is pending.
+    STATE, REPORTING = read_state(workflow, Path(RESULTS), DATASET)
     check_files(DATASET, Path(RESULTS))
     config.update(DATASET.config)
 except SkymillError as error:
@@ -51,12 +53,13 @@ wildcard_constraints:
     tile=TILE,
     attempt=r"\d+",
     number=r"\d+",
+    wave=r"\d+",
     table="|".join(DATASET.tables),
 
 
 def missing(*paths):
     """Whether any of some files below the results is missing: what is there is final and needs no rule."""
-    return not all((Path(RESULTS) / path).exists() for path in paths)
+    return REPORTING or not all((Path(RESULTS) / path).exists() for path in paths)
 
 
 def plan_of(wildcards):
@@ -110,13 +113,16 @@ def committed_records(pending_only=False):
     names = [
         t.name
         for t in STATE.transactions.values()
-        if t.name in STATE.pending or (t.committed and not pending_only)
+        if (t.name in STATE.pending and not REPORTING)
+        or (t.committed and not pending_only)
     ]
     return [f"{RESULTS}/ingest/transactions/{name}.committed.json" for name in names]
 
 
 def all_targets():
     """What the workflow makes: pending commits and the published database, or the partitioned tiles if there is no store."""
+    if REPORTING:
+        return finished_files(STATE)
     targets = [f"{RESULTS}/configs/partitioner/{name}.cfg" for name in PARTITIONED]
     if LOADS:
         return (

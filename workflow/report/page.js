@@ -173,7 +173,14 @@ function writeProgress() {
     if (!n) return;
     const stroke = `var(--${stage === "ingest" ? "done" : name})`;
     picture.append(svg("path", { d: `${path}H${width - right}`, fill: "none", stroke, "stroke-width": 2.5 }));
-    picture.append(text(`${name} ${whole(n)}`, [width - right + 8, Math.max(y(n), top + 30) + 2 - 14 * number], "start", "var(--text)"));
+    picture.append(
+      text(
+        `${name} ${whole(n)}`,
+        [width - right + 8, Math.max(y(n), top + 30) + 2 - 14 * number],
+        "start",
+        "var(--text)",
+      ),
+    );
   });
   $("progress").hidden = false;
   $("progress").append(picture);
@@ -223,6 +230,7 @@ function watchTheme() {
   window.addEventListener("beforeprint", () => {
     before = document.documentElement.dataset.theme;
     setTheme("light");
+    $("config").open = true;
     skyMap.resize(Math.max(2, window.devicePixelRatio));
   });
   window.addEventListener("afterprint", () => {

@@ -21,6 +21,19 @@ FLAGS = (
 ).split()
 #: Longest wait for an answer [s].
 PATIENCE_S = 60.0
+_COUNT_COLOURS = """(async () => {
+  const bytes = Uint8Array.from(atob("%s"), (character) => character.charCodeAt(0));
+  const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+  const pen = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+  pen.drawImage(bitmap, 0, 0);
+  const { data } = pen.getImageData(0, 0, bitmap.width, bitmap.height);
+  const found = {};
+  for (let i = 0; i < data.length; i += 4) {
+    const colour = "#" + [0, 1, 2].map((k) => data[i + k].toString(16).padStart(2, "0")).join("");
+    found[colour] = (found[colour] || 0) + 1;
+  }
+  return found;
+})()"""
 
 
 def find_chromium() -> str | None:
@@ -119,9 +132,9 @@ class Browser:
             details = params["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description", details["text"]))
         elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-            self.problems.append(f"console: {[arg.get('value', arg.get('description')) for arg in params['args']]}")
+            self.problems.append(f"{params['type']}: {[arg.get('value', arg.get('description')) for arg in params['args']]}")
         elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.problems.append(f"log: {params['entry']['text']}")
+            self.problems.append(f"{params['entry']['level']}: {params['entry']['text']}")
         elif event == "Network.requestWillBeSent":
             url = params["request"]["url"]
             if not url.startswith(("file:", "data:", "blob:", "about:")):
@@ -172,6 +185,12 @@ class Browser:
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(answer["data"]))
+
+    def colours(self, left: float, top: float, width: float, height: float) -> dict[str, int]:
+        """How many pixels of a part of the page have which colour, as it is seen; the browser reads its own picture."""
+        clip = {"x": left, "y": top, "width": width, "height": height, "scale": 1}
+        data = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)["data"]
+        return self.ask(_COUNT_COLOURS % data)
 
     def print(self, path: Path) -> None:
         """The page on paper, as PDF."""

@@ -11,13 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.io import report
-from snakemake.workflow import Workflow
 
 from .config import Dataset
 from .plan import State
+
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
 
 #: What Snakemake's workflow could do to finished work.
 FORBIDDEN = ("execute", "delete_output", "generate_unit_tests")
@@ -88,6 +92,8 @@ def read_state(workflow: Workflow, root: Path, dataset: Dataset) -> tuple[State,
 
     for name in FORBIDDEN:
         setattr(workflow, name, refuse)
+    # Snakemake reads the conda environment of each job anew; of thousands, with the parser in Python, that took half the time.
+    yaml.Loader = getattr(yaml, "CLoader", yaml.Loader)
     return finished_work(state), True
 
 

@@ -15,12 +15,14 @@ class Sky extends SkyMap {
 
   // -- moving: sideways the sky turns, so that what is looked at is always upright --------------------------------------
 
+  /** Moves what is at a pixel to another. */
   move(from, to) {
-    const [a, b] = [this.skyAt(...from), this.skyAt(...to)];
-    if (!a || !b) return;
-    this.view.ra = wrap(this.view.ra + Math.max(-60, Math.min(60, around(a.ra - b.ra))));
+    const held = this.skyAt(...from);
     this.view.y += (to[1] - from[1]) / this.perUnit;
     this.clamp();
+    const now = this.skyAt(...to);
+    // Near a pole a little way is a long way around.
+    if (held && now) this.view.ra = wrap(this.view.ra + Math.max(-60, Math.min(60, around(held.ra - now.ra))));
   }
 
   /** Zooms; what is at the pixel stays there. */

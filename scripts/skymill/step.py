@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import sys
 import time
@@ -37,17 +38,19 @@ def start_step(snakemake) -> Dataset:  # noqa: ANN001 - made by Snakemake
 
 
 class Stopwatch:
-    """Time since it was made: on the clock and of the processor, children included."""
+    """Time since it was made: on the clock and of the processor, children included; and on which machine."""
 
     def __init__(self):
         self._wall = time.monotonic()
         self._cpu = _cpu_seconds()
 
-    def read(self) -> dict[str, float]:
-        """``seconds`` and ``cpu_seconds`` so far."""
+    def read(self) -> dict[str, float | str]:
+        """``seconds`` and ``cpu_seconds`` so far, ``host``, and the present time (UTC) as ``ended``."""
         return {
             "seconds": round(time.monotonic() - self._wall, 3),
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
+            "host": os.uname().nodename,
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
 

@@ -11,8 +11,9 @@ from skymill.config import Dataset
 from skymill.derived import derived_files
 from skymill.driver import leave_lock
 from skymill.errors import SkymillError
+from skymill.history import committed_names, finished_files, read_state
 from skymill.inputs import check_files
-from skymill.plan import State, jobs_at_once, tiles_with
+from skymill.plan import jobs_at_once, tiles_with
 from skymill.progress import Reporter
 from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
@@ -26,7 +27,8 @@ try:
         read_yaml(path)
     DATASET = Dataset.from_config(config, CONFIG_FOLDER)
     RESULTS = str(DATASET.results)
-    STATE = State.read(Path(RESULTS), DATASET)
+    # For a report, and only then, finished work is put back among what is pending.
+    STATE, REPORTING = read_state(workflow, Path(RESULTS), DATASET)
     check_files(DATASET, Path(RESULTS))
     CONFIGS = list(derived_files(DATASET))
     config.update(DATASET.config)
@@ -56,12 +58,13 @@ wildcard_constraints:
     tile=TILE,
     attempt=r"\d+",
     number=r"\d+",
+    wave=r"\d+",
     table="|".join(DATASET.tables),
 
 
 def missing(*paths):
     """Whether any of some files below the results is missing: what is there is final and needs no rule."""
-    return not all((Path(RESULTS) / path).exists() for path in paths)
+    return REPORTING or not all((Path(RESULTS) / path).exists() for path in paths)
 
 
 def plan_of(wildcards):
@@ -109,6 +112,8 @@ def bulk(path, stays):
 
 def all_targets():
     """What the workflow makes: pending commits and the published database, or the partitioned tiles if there is no store."""
+    if REPORTING:
+        return finished_files(STATE)
     targets = [f"{RESULTS}/configs/{name}" for name in CONFIGS]
     targets += [METADATA] if LISTS_PARTITIONED else []
     targets += STATE.finished_records(STATE.pending)
@@ -134,5 +139,7 @@ def only_targets():
         raise WorkflowError(str(error)) from None
 
 
+#: Records that are there when all is done: in a report of those that are.
+FINISHED = STATE.finished_records(committed_names(STATE) if REPORTING else None)
 ALL_TARGETS = all_targets()
 PROGRESS = Reporter(STATE, workflow.output_settings)

@@ -140,7 +140,7 @@ if LOADS and STATE.needs_publish():
 
     rule publish_database:
         input:
-            committed=STATE.finished_records(),
+            committed=FINISHED,
         output:
             # One record each time, so that what has to be published again is always missing; published.json is the last of them.
             "<results>/ingest/publications/{number}.json",

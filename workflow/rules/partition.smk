@@ -57,7 +57,7 @@ if LISTS_PARTITIONED:
 
     rule write_metadata:
         input:
-            STATE.finished_records(),
+            FINISHED,
         output:
             METADATA,
         log:

@@ -48,7 +48,9 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     params = snakemake.params
     records = read_records(dataset.results, dataset)
     if not records.jobs:
-        raise SkymillError(f"{dataset.results}: nothing has been made yet, so there is nothing to report; run snakemake first")
+        raise SkymillError(
+            f"{dataset.results}: nothing has been made yet, so there is nothing to report; run snakemake first"
+        )
     page = write_sky_page(records, Path(params.templates))
     print(f"wrote {page}")
     report = page.with_name("report.html")

@@ -116,7 +116,10 @@ def worker_entries(records: RunRecords) -> list[dict]:
 def failure_entries(records: RunRecords) -> list[dict]:
     """What failed and why."""
     return [
-        {**{key: getattr(f, key) for key in ("step", "transaction", "tile", "time", "reason", "file")}, "chunks": format_ranges(f.chunks)}
+        {
+            **{key: getattr(f, key) for key in ("step", "transaction", "tile", "time", "reason", "file")},
+            "chunks": format_ranges(f.chunks),
+        }
         for f in records.failures[:MOST_FAILURES]
     ]
 
@@ -172,7 +175,10 @@ def page_data(records: RunRecords) -> dict:
         "store": state.store,
         "seed": dataset.seed,
         "fingerprint": state.fingerprint,
-        "partitioning": {**dataset.config["partitioning"], "chunks_in_stripe": dataset.chunker.chunks_in_stripe.tolist()},
+        "partitioning": {
+            **dataset.config["partitioning"],
+            "chunks_in_stripe": dataset.chunker.chunks_in_stripe.tolist(),
+        },
         "directors": {t.name: t.overlap_name for t in dataset.tables_of("director")},
         "children": {t.name: {"director": t.director, "visits": t.visits} for t in dataset.tables_of("child")},
         "states": dict(zip(STATES, counts, strict=True)),

@@ -15,7 +15,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb", "--remote-debugging-pipe"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+    "--remote-debugging-pipe",
+]
 #: Longest wait for an answer [s].
 PATIENCE_S = 60.0
 _COUNT_COLOURS = """(async () => {
@@ -129,7 +142,9 @@ class Browser:
             details = params["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description", details["text"]))
         elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-            self.problems.append(f"{params['type']}: {[arg.get('value', arg.get('description')) for arg in params['args']]}")
+            self.problems.append(
+                f"{params['type']}: {[arg.get('value', arg.get('description')) for arg in params['args']]}"
+            )
         elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(f"{params['entry']['level']}: {params['entry']['text']}")
         elif event == "Network.requestWillBeSent":
@@ -141,7 +156,9 @@ class Browser:
 
     def resize(self, width: int, height: int, ratio: float = 1.0) -> None:
         """Give the page a size [px], and each pixel so many dots a side."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=ratio, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=ratio, mobile=False
+        )
 
     def prefer(self, scheme: str) -> None:
         """Prefer ``light`` or ``dark``, as the system's setting does."""

@@ -170,7 +170,9 @@ def test_the_page_says_what_failed_and_why(history, browser, tmp_path):
     assert "no <b>values</b> for this chunk" in text and "generate" in text
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(17, 21, 27)"
     browser.ask("document.querySelector('#failures a').click()")
-    states = dict(browser.ask("[...document.querySelectorAll('#legend [data-state]')].map((k) => k.textContent.split(': '))"))
+    states = dict(
+        browser.ask("[...document.querySelectorAll('#legend [data-state]')].map((k) => k.textContent.split(': '))")
+    )
     loaded = list((history["folder"] / "half_results/smallsky/ingest/t001").glob("s*/chunk_*.json"))
     assert int(states["done"]) == 6
     assert int(states["loaded"]) == len(loaded) > 0
@@ -214,7 +216,9 @@ def map_box(browser: Browser) -> dict:
 
 def shown_chunk(browser: Browser) -> int | None:
     """The chunk that the page tells about."""
-    return browser.ask("document.getElementById('tip').hidden ? null : Number(document.querySelector('#tip b').dataset.chunk)")
+    return browser.ask(
+        "document.getElementById('tip').hidden ? null : Number(document.querySelector('#tip b').dataset.chunk)"
+    )
 
 
 def centre(chunker: Chunker, chunk: int) -> tuple[float, float]:
@@ -267,7 +271,9 @@ def test_the_mouse_finds_each_chunk_with_its_rows(history, browser):
     browser.ask("document.getElementById('find').focus()")
     browser.call("Input.insertText", text="40")
     for kind in ("keyDown", "keyUp"):
-        browser.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+        browser.call(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+        )
     assert shown_chunk(browser) == 40
     assert browser.problems == []
 
@@ -307,8 +313,12 @@ def test_what_is_seen_covers_the_area_of_the_chunks(history, browser):
     assert sum(bare) == pytest.approx(pixels, rel=0.01)
     # The other maps have as many colours as there are values.
     for mode in browser.ask("skyMap.modes.map((mode) => mode.name)")[1:]:
-        browser.ask(f"skyMap.setMode(skyMap.modes.findIndex((mode) => mode.name === {json.dumps(mode)})); skyMap.draw()")
-        ramp = set(browser.ask("RAMP.map(([r, g, b]) => '#' + [r, g, b].map((v) => v.toString(16).padStart(2, '0')).join(''))"))
+        browser.ask(
+            f"skyMap.setMode(skyMap.modes.findIndex((mode) => mode.name === {json.dumps(mode)})); skyMap.draw()"
+        )
+        ramp = set(
+            browser.ask("RAMP.map(([r, g, b]) => '#' + [r, g, b].map((v) => v.toString(16).padStart(2, '0')).join(''))")
+        )
         found = {colour for colour, n in browser.colours(*part).items() if colour in ramp and n > 30}
         assert len(found) >= 4, mode
     assert browser.problems == []
@@ -365,7 +375,9 @@ def test_snakemakes_report_tells_the_whole_history(history):
 @needs_browser
 def test_snakemakes_report_opens(history, browser, tmp_path):
     browser.problems.clear()
-    browser.open(history["whole"] / "report.html", "document.body.innerText.includes('A synthetic sky survey: smallsky')")
+    browser.open(
+        history["whole"] / "report.html", "document.body.innerText.includes('A synthetic sky survey: smallsky')"
+    )
     browser.ask("[...document.querySelectorAll('a')].find((a) => a.innerText === 'Statistics').click()")
     browser.wait("document.querySelectorAll('svg, canvas').length > 0")
     keep_picture(browser, "report", tmp_path, whole=False)
@@ -374,7 +386,11 @@ def test_snakemakes_report_opens(history, browser, tmp_path):
 
 
 def state_of(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*") if path.is_file() and "report" not in path.parts}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in (folder / "results").rglob("*")
+        if path.is_file() and "report" not in path.parts
+    }
 
 
 def test_a_report_runs_nothing_whatever_the_options(history):
@@ -438,7 +454,9 @@ def spread(folder: Path, database: str) -> int:
     stages = ("generated", "partitioned", "ingest")
     manifests = {stage: json.loads((root / stage / txn / f"{tile}.json").read_text()) for stage in stages}
     names = [f"results/{database}/{stage}/{txn}/{tile}{end}" for stage in stages for end in ("", ".json")]
-    records = {name: json.loads(record_path(folder, name).read_text()) for name in names if record_path(folder, name).exists()}
+    records = {
+        name: json.loads(record_path(folder, name).read_text()) for name in names if record_path(folder, name).exists()
+    }
     entry = next(iter(manifests["partitioned"]["chunks"].values()))
     random = np.random.default_rng(1)
     plan = json.loads((root / "ingest" / "plan_0.json").read_text())
@@ -449,11 +467,18 @@ def spread(folder: Path, database: str) -> int:
             chunks = expand_ranges(ranges).tolist()
             rows = random.poisson(500, (len(chunks), len(entry))).tolist()
             made = {
-                str(chunk): {name: {**value, "rows": n, "bytes": 60 * n} for n, (name, value) in zip(line, entry.items(), strict=True)}
+                str(chunk): {
+                    name: {**value, "rows": n, "bytes": 60 * n}
+                    for n, (name, value) in zip(line, entry.items(), strict=True)
+                }
                 for chunk, line in zip(chunks, rows, strict=True)
             }
             for stage in stages:
-                changed = {"transaction": other_txn, "tile": other, "chunks": len(chunks) if stage == "ingest" else made}
+                changed = {
+                    "transaction": other_txn,
+                    "tile": other,
+                    "chunks": len(chunks) if stage == "ingest" else made,
+                }
                 changed |= {"ids": ranges, "rows": {}} if stage == "ingest" else {}
                 path = root / stage / other_txn / f"{other}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -461,7 +486,10 @@ def spread(folder: Path, database: str) -> int:
             for name, record in records.items():
                 job = {**record, "job_hash": record["job_hash"] + 1000 * number}
                 record_path(folder, name.replace(f"{txn}/{tile}", f"{other_txn}/{other}")).write_text(json.dumps(job))
-        write_json(root / "ingest" / "transactions" / f"{other_txn}.0.started.json", {"transaction": other_txn, "attempt": 0, "id": f"{other_txn}.0"})
+        write_json(
+            root / "ingest" / "transactions" / f"{other_txn}.0.started.json",
+            {"transaction": other_txn, "attempt": 0, "id": f"{other_txn}.0"},
+        )
     return number
 
 
@@ -566,7 +594,14 @@ def test_the_largest_partitioning_opens(large, browser, tmp_path, monkeypatch):
 def test_numbers_are_packed_in_the_smallest_type():
     import zlib
 
-    for values, kind in (([1, -1], "i1"), ([300], "i2"), ([70_000, -1], "i4"), ([2**31, 5], "f8"), ([0.5], "f8"), ([], "i1")):
+    for values, kind in (
+        ([1, -1], "i1"),
+        ([300], "i2"),
+        ([70_000, -1], "i4"),
+        ([2**31, 5], "f8"),
+        ([0.5], "f8"),
+        ([], "i1"),
+    ):
         packed = pack(np.array(values, dtype=None if values else np.int64))
         assert packed["type"] == kind
         data = zlib.decompress(base64.b64decode(packed["data"]))

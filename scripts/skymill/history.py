@@ -101,7 +101,9 @@ def finished_work(state: State) -> State:
     """A state in which all that is finished is pending, and nothing else is; of no use but to report."""
     pending = {}
     for transaction in state.transactions.values():
-        tiles = {tile: chunks for tile, chunks in transaction.tiles.items() if _manifests(state.root, transaction.name, tile)}
+        tiles = {
+            tile: chunks for tile, chunks in transaction.tiles.items() if _manifests(state.root, transaction.name, tile)
+        }
         if tiles:
             pending[transaction.name] = replace(transaction, tiles=tiles)
     return replace(state, pending=pending, new_wave=ANY_WAVE)

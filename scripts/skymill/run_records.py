@@ -166,7 +166,9 @@ class RunRecords:
             tables = list(dict.fromkeys(name for entry in made.values() for name in entry))
             rows = size = 0
             for table in tables:
-                found = np.array([(e[table]["rows"], e[table]["bytes"]) for e in made.values()], np.int64).reshape(-1, 2)
+                found = np.array([(e[table]["rows"], e[table]["bytes"]) for e in made.values()], np.int64).reshape(
+                    -1, 2
+                )
                 for target, values in ((self.rows[stage], found[:, 0]), (self.bytes[stage], found[:, 1])):
                     if table not in target:
                         target[table] = np.full(len(self.chunks), -1, np.int64)
@@ -186,7 +188,9 @@ class RunRecords:
 
     def _bytes_to_load(self, at: np.ndarray) -> int:
         """Bytes of the partitioned files of some chunks that are loaded."""
-        known = [self.bytes["partitioned"][name][at] for name in self.loaded_tables if name in self.bytes["partitioned"]]
+        known = [
+            self.bytes["partitioned"][name][at] for name in self.loaded_tables if name in self.bytes["partitioned"]
+        ]
         return int(sum(np.maximum(values, 0).sum() for values in known))
 
     @property
@@ -291,7 +295,9 @@ class RunRecords:
                 "chunks": format_ranges(np.intersect1d(transaction.chunks(), self.chunks)),
                 "started": _time_of(started),
                 "committed": _time_of(committed),
-                "aborted": [read_json(path)["reason"] for path in sorted(folder.glob(f"{transaction.name}.*.poisoned.json"))],
+                "aborted": [
+                    read_json(path)["reason"] for path in sorted(folder.glob(f"{transaction.name}.*.poisoned.json"))
+                ],
             }
 
 
@@ -301,7 +307,9 @@ def _retry_last(path: Path) -> tuple[str, int]:
     return tile, int(retry or 0)
 
 
-def _make_job(stage: str, transaction: str, tile: str, chunks: int, rows: int, size: int, times: dict, benchmark: Path) -> Job:
+def _make_job(
+    stage: str, transaction: str, tile: str, chunks: int, rows: int, size: int, times: dict, benchmark: Path
+) -> Job:
     measured = _read_benchmark(benchmark)
     return Job(
         stage=stage,

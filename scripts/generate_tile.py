@@ -22,11 +22,12 @@ from skymill.density import HealpixDensity
 from skymill.failures import TileFailures
 from skymill.files import lock, write_json
 from skymill.places import places_of, save_places
+from skymill.plan import loaded_chunks, present_id
 from skymill.retries import own_chunks
 from skymill.rowmaker import BoxStreams, RowMaker, load_density
 from skymill.step import Stopwatch, log, start_step
 from skymill.textfile import TableFile
-from skymill.truth import ChunkTruth, TileTruth, TruthTaker, keep_truth
+from skymill.truth import ChunkTruth, TileTruth, TruthTaker, keep_truth, known_chunks
 from skymill.visits import load_visits
 
 
@@ -172,6 +173,11 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     results, name, tile = dataset.results, snakemake.wildcards.txn, snakemake.wildcards.tile
     with lock(Path(snakemake.params.lock)):
         chunks = own_chunks(results, name, tile).tolist()
+        if dataset.config["ingest"]["store"] != "none" and not any(dataset.config["keep"].values()):
+            # What is loaded need not be made again, where a job before this one was killed and its files are gone; its truth is kept.
+            loaded = loaded_chunks(results, name, tile, present_id(results, name)).keys()
+            known = known_chunks(results, name, tile) if loaded else set()
+            chunks = [chunk for chunk in chunks if chunk not in loaded or chunk not in known]
         maker = make_maker(dataset, results / "visits", results / "density")
         failures = TileFailures(results, name, tile, "generate")
         truth = TileTruth()

@@ -21,6 +21,7 @@ PARTS = {
     "fakedb": ("tiles", "measure_fakedb"),
     "locate": ("partitioner", "measure_locate"),
     "chunk": ("chunk", "measure_chunk"),
+    "truth": ("truth", "measure_truth"),
     "partition_csv": ("partitioner", "measure_partition_csv"),
     "memory": ("tiles", "measure_memory"),
     "growth": ("growth", "measure_growth"),

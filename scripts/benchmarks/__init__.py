@@ -142,7 +142,7 @@ class TileJobs:
         files = {
             "generate_tile": (
                 {"plan": str(self._plan)},
-                {**generated, "truth": self._path("generated", ".truth.json.gz")},
+                generated,
             ),
             "partition_tile": (generated, partitioned),
             "ingest_tile": ({**partitioned, "started": str(started)}, {"manifest": self._path("ingest", ".json")}),

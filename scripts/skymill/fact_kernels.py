@@ -17,7 +17,7 @@ from . import facts
 from .columns import Strings, Values
 from .facts import Fact, TableFacts
 from .kernels import KINDS, STRING_KIND, address, library
-from .rowhash import LANES, RowHasher, multiplier, string_table
+from .rowhash import LANES, RowHasher, multiplier, string_table, whole_numbers
 
 log = logging.getLogger("skymill")
 
@@ -137,7 +137,8 @@ class ColumnTaker:
         self._held: list[np.ndarray] = []
         for item, column in zip(self._table, kind.columns, strict=True):
             is_string = column.type.kind == "string"
-            item.kind = STRING_KIND if is_string else KINDS[column.type.dtype.str[1:]]
+            is_time = column.type.kind == "datetime"
+            item.kind = STRING_KIND if is_string else KINDS["i8" if is_time else column.type.dtype.str[1:]]
             place = hasher.places[column.name]
             item.factors = (ctypes.c_uint64 * (2 * LANES))(*(multiplier(place, k) for k in range(2 * LANES)))
             if column.name in kind.edges:
@@ -166,7 +167,7 @@ class ColumnTaker:
                 held.append(bits)
                 item.string_bits = address(bits)
             else:
-                data = np.ascontiguousarray(np.ma.getdata(part))
+                data = np.ascontiguousarray(whole_numbers(part))
                 if isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part):
                     null = np.ascontiguousarray(np.ma.getmaskarray(part))
             item.values = address(data)

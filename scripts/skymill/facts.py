@@ -123,6 +123,8 @@ class TableFacts:
         Column, other table and its column: each value of the column must be found there.
     radii_deg : `list` [`float`]
         Radii within which neighbours are counted; empty but for directors.
+    by_filter : `bool`
+        Whether rows are counted by the filter of their visits: those of a child that names them, if the visits are loaded.
     """
 
     table: Table
@@ -132,6 +134,7 @@ class TableFacts:
     keys: list[str]
     references: list[tuple[str, str, str]]
     radii_deg: list[float]
+    by_filter: bool = False
 
 
 def table_facts(dataset: Dataset, table: Table) -> TableFacts:
@@ -152,7 +155,8 @@ def table_facts(dataset: Dataset, table: Table) -> TableFacts:
                 references.append((column.name, visits.name, visits.visit["id"]))
     overlap_deg = dataset.chunker.overlap_deg
     radii = [part * overlap_deg for part in PAIR_RADII] if table.kind == "director" and overlap_deg > 0 else []
-    return TableFacts(table, table.columns, table.stored_columns, edges, keys, references, radii)
+    by_filter = table.kind == "child" and visits.ingest and any(name == visits.name for _, name, _ in references)
+    return TableFacts(table, table.columns, table.stored_columns, edges, keys, references, radii, by_filter)
 
 
 def _range(dataset: Dataset, table: Table, entry: Entry, i: int) -> tuple[float, float] | None:

@@ -130,6 +130,8 @@ def _ask_column(
         return
     if column.type.kind == "boolean" and dialect is DUCKDB:
         quoted = f"{quoted}::INT"
+    if column.type.kind == "datetime":
+        quoted = f"epoch_us({quoted})" if dialect is DUCKDB else f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {quoted})"
     # MySQL prints a float with six digits, a double with all of them.
     exact = "0e0 + " if dialect is MYSQL and column.type.kind == "float" else ""
     yield facts.least(name), f"{exact}min({quoted})"
@@ -194,7 +196,7 @@ def ask_filters(
 ) -> Iterator[Question]:
     """Rows of a child by the filter of their visits."""
     reference = next((name for name, table, _ in kind.references if table == visits.name), None)
-    if reference is None or not filters:
+    if reference is None or not kind.by_filter or not filters:
         return
     column = next(c for c in visits.columns if c.name == visits.visit["filter"])
     visit_id, shown = dialect.quote(visits.visit["id"]), dialect.quote(column.name)

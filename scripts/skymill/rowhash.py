@@ -1,6 +1,6 @@
 """A hash of rows that does not depend on their order, and is the same in numpy, DuckDB and MariaDB.
 
-A value is taken as 64 bits: an integer in two's complement; a float by the IEEE bits of its double, with -0.0 as 0.0; a string by the first 16
+A value is taken as 64 bits: an integer in two's complement, and a time as its microseconds since 1970; a float by the IEEE bits of its double, with -0.0 as 0.0; a string by the first 16
 hexadecimal digits of its MD5; NULL as `NULL_BITS`. The halves of a row's values, each multiplied by a number of its own modulo 2^32, are
 added up, twice (the two *lanes*), and each sum is mixed as in hash functions for 32-bit integers. The hash of a table is the two sums over
 its rows. A row that is lost, doubled or changed in one bit changes both, but for a chance of 2^-64.
@@ -159,6 +159,12 @@ def hash_placed(
     return kernels.hash_rows(keys, constants, sub_chunk, np.array(factors, dtype=np.uint64), index)
 
 
+def whole_numbers(values: np.ndarray) -> np.ndarray:
+    """The data of values that are no strings; times as microseconds since 1970."""
+    data = np.ma.getdata(values)
+    return data.view(np.int64) if data.dtype.kind == "M" else data
+
+
 def add_hashes(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
     """The hash of the rows of both."""
     return (one[0] + other[0]) % 2**64, (one[1] + other[1]) % 2**64
@@ -184,7 +190,7 @@ def _bits(column: Column, values: Values, rows: slice, table: np.ndarray | None,
     """The bits of a column's values in some rows (uint64): a part of the values, or in ``work``."""
     if isinstance(values, Strings):
         return np.take(table, values.codes[rows], out=work, mode="wrap")
-    part = np.ma.getdata(values)[rows]
+    part = whole_numbers(values)[rows]
     if column.type.kind == "float":
         # The sum makes a negative zero positive.
         np.add(part, 0.0, out=work.view(np.float64), dtype=np.float64, casting="same_kind")
@@ -272,6 +278,8 @@ def _sql_bits(column: Column, dialect: str) -> str:
             bits = f"('0x' || left(md5({text}), 16))::UBIGINT"
         elif kind == "float":
             bits = f"({name}::DOUBLE + 0.0)::BIT::UBIGINT"
+        elif kind == "datetime":
+            bits = f"epoch_us({name})::BIT::UBIGINT"
         elif kind == "integer" and column.type.dtype.kind == "u":
             bits = f"{name}::UBIGINT"
         else:
@@ -284,5 +292,6 @@ def _sql_bits(column: Column, dialect: str) -> str:
         # The eight bytes of a double behind the head of a point; the lowest is the first.
         bits = f"CAST(CONV(HEX(REVERSE(SUBSTR(ST_AsWKB(POINT(0e0 + {name}, 0)), 6, 8))), 16, 10) AS UNSIGNED)"
     else:
-        bits = f"({name} & 18446744073709551615)"
+        number = f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {name})" if kind == "datetime" else name
+        bits = f"({number} & 18446744073709551615)"
     return f"COALESCE({bits}, {NULL_BITS})" if column.type.nullable else bits

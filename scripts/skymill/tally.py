@@ -9,7 +9,7 @@ import numpy as np
 from . import fact_kernels, facts
 from .columns import Column, Strings, Values
 from .facts import Fact, TableFacts
-from .rowhash import RowHasher, add_hashes, hash_keys, hash_placed, is_fixed_char
+from .rowhash import RowHasher, add_hashes, hash_keys, hash_placed, is_fixed_char, whole_numbers
 
 
 class Tally:
@@ -75,20 +75,23 @@ class Tally:
 
     def _count_strings(self, column: Column, values: Strings) -> None:
         held = self._counts[column.name]
-        counts = np.bincount(values.codes + 1, minlength=len(values.values) + 1).tolist()
-        for text, count in zip((None, *values.values), counts, strict=True):
-            if count and (text is None or len(held) <= facts.MOST_VALUES + 1):
-                text = text.rstrip(" ") if text and is_fixed_char(column) else text
-                held[text] = held.get(text, 0) + count
+        counts = np.bincount(values.codes + 1, minlength=len(values.values) + 1)
+        held[None] = held.get(None, 0) + int(counts[0])
+        used = np.flatnonzero(counts[1:])
+        # What is too much is not looked at any more, and `facts` sees that it is.
+        for i in used[: facts.MOST_VALUES + 1].tolist() if len(held) <= facts.MOST_VALUES + 1 else ():
+            text = values.values[i].rstrip(" ") if is_fixed_char(column) else values.values[i]
+            held[text] = held.get(text, 0) + int(counts[i + 1])
 
     def facts(self) -> dict[str, Fact]:
         """The facts of all rows that were taken."""
         found: dict[str, Fact] = {facts.ROWS: self._rows, **dict(zip(facts.HASH, self._hash, strict=True))}
         found |= self._taker.facts()
         for name, counts in self._counts.items():
-            found[facts.nulls(name)] = counts.pop(None, 0)
-            if len(counts) <= facts.MOST_VALUES:
-                found |= {facts.equal(name, text): count for text, count in counts.items()}
+            texts = {text: count for text, count in counts.items() if text is not None}
+            found[facts.nulls(name)] = counts.get(None, 0)
+            if len(texts) <= facts.MOST_VALUES:
+                found |= {facts.equal(name, text): count for text, count in texts.items()}
         for name, parts in self._keys.items():
             found[facts.distinct(name)] = len(_different(np.concatenate(parts))) if parts else 0
         return found | {facts.orphans(name, table): 0 for name, table, _ in self._kind.references}
@@ -121,9 +124,9 @@ class _NumpyTaker:
         return self._hasher.keys(own, count)
 
     def _take_column(self, column: Column, values: np.ndarray) -> None:
-        name, data = column.name, np.ma.getdata(values)
+        name, data = column.name, whole_numbers(values)
         if np.ma.is_masked(values):
-            data = values.compressed()
+            data = data[~np.ma.getmaskarray(values)]
         self._add(facts.nulls(name), len(values) - len(data))
         if not len(data):
             return

@@ -121,6 +121,8 @@ class ChunkTruth:
                 self._take_child(name, *block)
         found = {name: tally.facts() for name, tally in self._tables.items()}
         for name, filters in self._filters.items():
+            if not self._taker.kinds[name].by_filter:
+                continue
             counts = self._tables[name].filters.tolist()
             found[name] |= {facts.seen(text): count for text, count in zip(filters, counts, strict=False)}
         found[self._director.name] |= self._pairs()
@@ -321,6 +323,12 @@ def keep_truth(root: Path, truth: TileTruth, head: Mapping) -> None:
     known = TileTruth.read(path) if path.exists() else TileTruth()
     known.add_tile(truth)
     known.write(path, {**head, "tile": home_tile(head["tile"])})
+
+
+def known_chunks(root: Path, transaction: str, tile: str) -> set[int]:
+    """The chunks of a tile whose truth is known."""
+    path = truth_path(root, transaction, tile)
+    return set(TileTruth.read(path).hashes) if path.exists() else set()
 
 
 def add_up(tables: Iterable[Mapping[str, Fact]]) -> dict[str, Fact]:

@@ -94,7 +94,7 @@ def sample_chunk(maker: RowMaker, director: Table, chunk: int, rows: int) -> Sam
     dataset = maker.dataset
     sample = Sample(chunk, [], [], _small_box(dataset, chunk, rows))
     every = max(1, rows // IDS_OF_CHUNK)
-    children = [child for child in dataset.children_of(director.name) if child.ingest]
+    children = _joined_children(dataset, director)
     streams: dict[tuple[str, int], BoxStreams] = {}
     seen = 0
     for block in maker.director_blocks(director, chunk):
@@ -116,6 +116,11 @@ def sample_chunk(maker: RowMaker, director: Table, chunk: int, rows: int) -> Sam
                 for key in wanted:
                     of[key] = of.get(key, 0) + int((keys == key).sum())
     return sample
+
+
+def _joined_children(dataset: Dataset, director: Table) -> list[Table]:
+    """The children that are loaded and have their director's key."""
+    return [child for child in dataset.children_of(director.name) if child.ingest and child.key is not None]
 
 
 def _small_box(dataset: Dataset, chunk: int, rows: int) -> dict[str, float]:
@@ -174,10 +179,11 @@ def write_classes(
     samples : sequence of `Sample`
         Chunks that were generated once more.
     """
-    children = [child for child in dataset.children_of(director.name) if child.ingest]
+    children = _joined_children(dataset, director)
     yield from _interactive(director, children, samples)
-    for table in (director, *children):
-        yield from _scans(table_facts(dataset, table), tables[table.name])
+    for table in (director, *dataset.children_of(director.name)):
+        if table.ingest:
+            yield from _scans(table_facts(dataset, table), tables[table.name])
     for child in children:
         yield from _joins(dataset, director, child, tables[child.name])
     radius = NEIGHBOUR_RADIUS * dataset.chunker.overlap_deg

@@ -1,0 +1,96 @@
+"""What truth costs: taking the facts of rows, compared with writing the same rows as text."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import FAKEDB, KPM50, RUNS, figure, timed
+from .chunk import CHUNK as KPM50_CHUNK
+
+if TYPE_CHECKING:
+    from skymill.config import Dataset
+
+
+def make_rows(dataset: Dataset, chunks: list[int]) -> dict[int, list[tuple]]:
+    """All rows of chunks as generation makes them: for each chunk the kind, the table and the block, in order."""
+    from skymill.rowmaker import BoxStreams, RowMaker, load_density
+    from skymill.visits import Visits, make_regular_table
+
+    director, visits = dataset.tables["Object"], dataset.tables["CcdVisit"]
+    maker = RowMaker(
+        dataset,
+        {"Object": load_density(director, dataset.folder)},
+        {"CcdVisit": Visits(make_regular_table(dataset, visits), visits)},
+    )
+    made: dict[int, list[tuple]] = {}
+    for chunk in chunks:
+        events = made[chunk] = []
+        streams = {}
+        for rows in maker.director_blocks(director, chunk):
+            events.append(("home", director, rows, None))
+            for child in dataset.children_of("Object"):
+                key = (child.name, rows.box)
+                box = streams.setdefault(key, BoxStreams(dataset.seed, child, chunk, rows.box))
+                events += [("child", child, part, None) for part in maker.child_blocks(child, rows, box)]
+        events += [("halo", director, rows, reaching) for rows, reaching in maker.halo_blocks(director, chunk)]
+    return made
+
+
+def write_rows(made: dict[int, list[tuple]], folder: Path) -> None:
+    """Write the rows as text, as generation does."""
+    from generate_tile import stored_values
+    from skymill.textfile import TableFile
+
+    folder.mkdir()
+    for chunk, events in made.items():
+        files: dict[tuple[str, str], TableFile] = {}
+        for kind, table, rows, reaching in events:
+            key = (table.name, kind)
+            if key not in files:
+                path = folder / f"{chunk}_{table.name}_{kind}.csv"
+                files[key] = TableFile(path, table.stored_columns, row_ends=kind != "child")
+            values = stored_values(rows, rows.chunk)
+            files[key].add(values if reaching is None else {n: part[reaching] for n, part in values.items()})
+        for file in files.values():
+            with file:
+                pass
+    shutil.rmtree(folder)
+
+
+def take_truth(dataset: Dataset, made: dict[int, list[tuple]], folder: Path) -> None:
+    """Take the facts of the rows, and write them, as generation does."""
+    from skymill.truth import TileTruth, TruthTaker
+
+    taker, tile = TruthTaker(dataset), TileTruth()
+    for chunk, events in made.items():
+        truth = taker.chunk(dataset.tables["Object"], chunk)
+        for kind, table, rows, reaching in events:
+            if kind == "home":
+                truth.add_director(rows)
+            elif kind == "child":
+                truth.add_child(table, rows)
+            else:
+                truth.add_halo(rows, reaching)
+        tile.add(chunk, truth.facts(), {})
+    tile.write(folder / "truth.json.gz", {})
+
+
+def measure_truth(folder: Path) -> Iterator[tuple[str, dict]]:
+    """The cost of truth for chunks of fakedb and for a chunk of kpm50."""
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
+    from skymill.config import load_dataset
+
+    for name, path, chunks in (("fakedb", FAKEDB, list(range(40000, 40020))), ("kpm50", KPM50, [KPM50_CHUNK])):
+        dataset = load_dataset(path)
+        made = make_rows(dataset, chunks)
+        rounds = []
+        for _ in range(RUNS + 1):
+            writing = timed(lambda made=made: write_rows(made, folder / "rows"))
+            rounds.append(timed(lambda dataset=dataset, made=made: take_truth(dataset, made, folder)) / writing)
+        ratio = statistics.median(rounds[1:])
+        yield f"truth of {name}", figure(ratio, "of writing its rows with our own writer", at_most=0.3)

@@ -25,6 +25,7 @@ PARTS = {
     "partition_csv": ("partitioner", "measure_partition_csv"),
     "memory": ("tiles", "measure_memory"),
     "growth": ("growth", "measure_growth"),
+    "loading": ("loading", "measure_loading"),
     "dry_run": ("tiles", "measure_dry_run"),
 }
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench.json"

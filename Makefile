@@ -54,6 +54,7 @@ $(BIN)/.ready: requirements.lock
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "make: Python 3.11 is needed, found $$($(PYTHON) --version); say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -c "import sys; sys.path.insert(0, 'scripts'); from skymill import kernels; kernels.library() or print('make: there is no C compiler (apt-get install gcc libc6-dev); everything works without, but takes twice as long')"
 	touch $@
 
 $(BIN)/.felis: $(BIN)/.ready requirements-felis.lock

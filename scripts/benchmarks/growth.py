@@ -12,31 +12,45 @@ from . import FAKEDB, KPM50, PROJECT, RUNS, figure, timed
 
 #: Rows that are asked for.
 ROWS = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
+#: Rows of a chunk that shows what a chunk costs by itself.
+FEWEST_ROWS = 2000
 #: How far the cost of a row may be from the median over all sizes.
 MAX_SPREAD = 0.15
 PLOT = PROJECT / "results" / "bench.png"
 
 
 def measure_growth(folder: Path) -> Iterator[tuple[str, dict]]:
-    """Processor time per row, in one process, so that no start-up is in it."""
-    series = {
-        "more chunks (fakedb, 10 times as dense)": _more_chunks(folder),
-        "a denser chunk (kpm50)": _denser_chunk(folder),
-    }
+    """Processor time per row, in one process, so that no start-up is in it.
+
+    What a chunk costs whatever its rows (each column of each box has a stream of its own) is told, and taken off, where one chunk
+    becomes denser.
+    """
     found: dict[str, list[tuple[int, float]]] = {}
-    for name, make in series.items():
+    for name, make, fewest in (
+        ("more chunks (fakedb, 10 times as dense)", _more_chunks(folder), 0),
+        ("a denser chunk (kpm50)", _denser_chunk(folder), FEWEST_ROWS),
+    ):
         make(ROWS[0])
+        without = (0, 0.0)
+        if fewest:
+            without = _median_of([make(fewest) for _ in range(RUNS)])
+            yield f"growth, {name}: the chunk by itself", figure(without[1], "CPU-s")
         found[name] = []
         for wanted in ROWS:
-            runs = [make(wanted) for _ in range(RUNS if wanted <= 1_000_000 else 3)]
-            rows, seconds = runs[0][0], statistics.median(seconds for _, seconds in runs)
-            found[name].append((rows, seconds / rows * 1e9))
-            yield f"growth, {name}: {wanted:.0e} rows".replace("e+0", "e"), figure(seconds / rows * 1e9, "ns per row")
+            rows, seconds = _median_of([make(wanted) for _ in range(RUNS if wanted <= 1_000_000 else 3)])
+            cost = (seconds - without[1]) / (rows - without[0]) * 1e9
+            found[name].append((rows, cost))
+            yield f"growth, {name}: {wanted:.0e} rows".replace("e+0", "e"), figure(cost, "ns per row")
         costs = [cost for _, cost in found[name]]
         middle = statistics.median(costs)
         spread = max(abs(cost / middle - 1) for cost in costs)
         yield f"growth, {name}: spread", figure(100 * spread, "% from the median", at_most=100 * MAX_SPREAD)
     _plot(found)
+
+
+def _median_of(runs: list[tuple[int, float]]) -> tuple[int, float]:
+    """Rows, and the median of the seconds."""
+    return runs[0][0], statistics.median(seconds for _, seconds in runs)
 
 
 def _more_chunks(folder: Path) -> Callable[[int], tuple[int, float]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Rows that are made at a time. A constant of the format: positions that are drawn again come after those of their block.
 BLOCK_ROWS = 8192
 #: Values of edge boxes that are kept: a box is at home in one chunk and in the halo of several.
-EDGE_VALUES = 1 << 23
+EDGE_VALUES = 1 << 24
 
 
 class BoxStreams:

@@ -131,6 +131,11 @@ class TableFacts:
     references: list[tuple[str, str, str]]
     radii_deg: list[float]
 
+    @property
+    def knows_visits(self) -> bool:
+        """Whether a column refers to the visits that the rows follow, so that the store can tell their filters."""
+        return any(table == self.table.visits for _, table, _ in self.references)
+
 
 def table_facts(dataset: Dataset, table: Table) -> TableFacts:
     """Which facts a table of a dataset has."""

@@ -71,6 +71,14 @@ class Dialect:
             return "{} = '{}'".format(name, text.replace("'", "''"))
         return f"BINARY {name} = X'{text.encode().hex()}'"
 
+    def moment(self, expression: str) -> str:
+        """A time as a whole number: microseconds since 1970."""
+        return (
+            f"epoch_us({expression})"
+            if self.name == "duckdb"
+            else f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {expression})"
+        )
+
     def whole(self, expression: str) -> str:
         """The whole number below."""
         return f"floor({expression})::BIGINT" if self.name == "duckdb" else f"CAST(FLOOR({expression}) AS SIGNED)"
@@ -130,6 +138,8 @@ def _ask_column(
         return
     if column.type.kind == "boolean" and dialect is DUCKDB:
         quoted = f"{quoted}::INT"
+    if column.type.kind == "datetime":
+        quoted = dialect.moment(quoted)
     # MySQL prints a float with six digits, a double with all of them.
     exact = "0e0 + " if dialect is MYSQL and column.type.kind == "float" else ""
     yield facts.least(name), f"{exact}min({quoted})"

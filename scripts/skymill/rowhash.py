@@ -1,9 +1,10 @@
 """A hash of rows that does not depend on their order, and is the same in numpy, DuckDB and MariaDB.
 
-A value is taken as 64 bits: an integer in two's complement; a float by the IEEE bits of its double, with -0.0 as 0.0; a string by the first 16
-hexadecimal digits of its MD5; NULL as `NULL_BITS`. The halves of a row's values, each multiplied by a number of its own modulo 2^32, are
-added up, twice (the two *lanes*), and each sum is mixed as in hash functions for 32-bit integers. The hash of a table is the two sums over
-its rows. A row that is lost, doubled or changed in one bit changes both, but for a chance of 2^-64.
+A value is taken as 64 bits: an integer in two's complement, and so a time, the microseconds since 1970; a float by the IEEE bits of its
+double, with -0.0 as 0.0; a string by the first 16 hexadecimal digits of its MD5; NULL as `NULL_BITS`. The halves of a row's values, each
+multiplied by a number of its own modulo 2^32, are added up, twice (the two *lanes*), and each sum is mixed as in hash functions for
+32-bit integers. The hash of a table is the two sums over its rows. A row that is lost, doubled or changed in one bit changes both, but
+for a chance of 2^-64.
 
 Only operations that all three do alike are used: products below 2^63, sums, shifts and bitwise logic.
 """
@@ -261,6 +262,8 @@ def _sql_bits(column: Column, dialect: str) -> str:
             bits = f"({name}::DOUBLE + 0.0)::BIT::UBIGINT"
         elif kind == "integer" and column.type.dtype.kind == "u":
             bits = f"{name}::UBIGINT"
+        elif kind == "datetime":
+            bits = f"epoch_us({name})::BIT::UBIGINT"
         else:
             bits = f"{name}::BIGINT::BIT::UBIGINT"
         return f"coalesce({bits}, {NULL_BITS}::UBIGINT)" if column.type.nullable else bits
@@ -271,5 +274,6 @@ def _sql_bits(column: Column, dialect: str) -> str:
         # The eight bytes of a double behind the head of a point; the lowest is the first.
         bits = f"CAST(CONV(HEX(REVERSE(SUBSTR(ST_AsWKB(POINT(0e0 + {name}, 0)), 6, 8))), 16, 10) AS UNSIGNED)"
     else:
+        name = f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {name})" if kind == "datetime" else name
         bits = f"({name} & 18446744073709551615)"
     return f"COALESCE({bits}, {NULL_BITS})" if column.type.nullable else bits

@@ -53,7 +53,7 @@ class TruthTaker:
         """The facts of a regular table."""
         truth = _TableTruth(self.kinds[table.name], self.hashers[table.name])
         for start in range(0, len(columns[table.columns[0].name]), BLOCK_ROWS):
-            part = {name: values[start : start + BLOCK_ROWS] for name, values in columns.items()}
+            part = _plain({name: values[start : start + BLOCK_ROWS] for name, values in columns.items()})
             truth.take(part, self.hashers[table.name].keys(part, len(part[table.columns[0].name])))
         return truth.facts()
 
@@ -108,6 +108,8 @@ class ChunkTruth:
                 self._take_child(name, *block)
         found = {name: truth.facts() for name, truth in self._tables.items()}
         for name, filters in self._filters.items():
+            if not self._taker.kinds[name].knows_visits:
+                continue
             counts = self._tables[name].filters.tolist()
             found[name] |= {facts.seen(text): count for text, count in zip(filters, counts, strict=False)}
         found[self._director.name] |= self._pairs()
@@ -168,6 +170,7 @@ class _Waiting:
 
     def add(self, columns: dict[str, Values], *places: np.ndarray) -> Iterator[tuple]:
         """Add a block; yields what has waited, columns and places, if it is enough."""
+        columns = _plain(columns)
         self._parts.append((columns, *places))
         self._rows += len(columns[self._names[0]])
         if self._rows >= BLOCK_ROWS:
@@ -181,6 +184,12 @@ class _Waiting:
         elif parts:
             columns = {name: _joined([part[0][name] for part in parts]) for name in self._names}
             yield (columns, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]))
+
+
+def _plain(columns: dict[str, Values]) -> dict[str, Values]:
+    """Columns with times as whole numbers: microseconds since 1970."""
+    times = {name: values for name, values in columns.items() if getattr(values, "dtype", np.dtype("i8")).kind == "M"}
+    return columns | {name: values.view(np.int64) for name, values in times.items()} if times else columns
 
 
 def _joined(parts: list[Values]) -> Values:

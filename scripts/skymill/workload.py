@@ -94,7 +94,7 @@ def sample_chunk(maker: RowMaker, director: Table, chunk: int, rows: int) -> Sam
     dataset = maker.dataset
     sample = Sample(chunk, [], [], _small_box(dataset, chunk, rows))
     every = max(1, rows // IDS_OF_CHUNK)
-    children = [child for child in dataset.children_of(director.name) if child.ingest]
+    children = [child for child in dataset.children_of(director.name) if child.ingest and child.key]
     streams: dict[tuple[str, int], BoxStreams] = {}
     seen = 0
     for block in maker.director_blocks(director, chunk):
@@ -175,7 +175,7 @@ def write_classes(
         Chunks that were generated once more.
     """
     children = [child for child in dataset.children_of(director.name) if child.ingest]
-    yield from _interactive(director, children, samples)
+    yield from _interactive(director, [child for child in children if child.key], samples)
     for table in (director, *children):
         yield from _scans(table_facts(dataset, table), tables[table.name])
     for child in children:
@@ -307,7 +307,7 @@ def _scans(kind: TableFacts, known: Mapping[str, Fact]) -> Iterator[dict]:
 
 def _joins(dataset: Dataset, director: Table, child: Table, known: Mapping[str, Fact]) -> Iterator[dict]:
     """Joins of whole tables."""
-    for column, limits, count in _ranges(table_facts(dataset, child), known)[:1]:
+    for column, limits, count in _ranges(table_facts(dataset, child), known)[: 1 if child.key else 0]:
         yield {
             "name": f"{director.name}_{child.name}_join",
             "kind": "join",

@@ -454,6 +454,8 @@ def test_dp1(tmp_path):
     with duckdb.connect(str(tmp_path / "results" / "dp1" / "dp1.duckdb"), read_only=True) as database:
         for check in (check_rows, check_types, check_keys, check_values, check_sources):
             check(database)
+    for target in ("verify", "answers"):
+        snakemake(tmp_path, target, config=tmp_path / "config.yaml")
 
 
 def ask(database, query):

@@ -11,12 +11,14 @@ from skymill.config import Dataset
 from skymill.derived import derived_files
 from skymill.driver import leave_lock
 from skymill.errors import SkymillError
+from skymill.forecast import TileResources
 from skymill.inputs import check_files
 from skymill.plan import State, jobs_at_once, tiles_with
 from skymill.progress import Reporter
 from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
 from skymill.selection import select_chunks
+from skymill.slurm import replace_sacct
 
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
 
@@ -38,6 +40,7 @@ pathvars:
     results=RESULTS,
 
 
+RESOURCES = TileResources(STATE)
 LOADS = STATE.store != "none"
 REGULAR = [table.name for table in DATASET.tables_of("regular")]
 LOADED_REGULAR = [table.name for table in DATASET.tables_of("regular") if table.ingest]

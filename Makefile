@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test chaos lint bench try-qserv docs lock felis clean
+.PHONY: help demo test chaos lint bench try-qserv recover install-profile docs lock felis clean
 
 help: ## show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -16,7 +16,7 @@ demo: $(BIN)/.ready ## make the dataset fakedb, load it, and ask it two question
 	python scripts/summarize_run.py results/fakedb --since $$start
 
 test: $(BIN)/.ready ## run every test (all cores)
-	pytest -n auto --dist worksteal
+	pytest -n auto --dist loadgroup
 
 chaos: $(BIN)/.ready ## kill runs at random, and compare what they make with an undisturbed one (KILLS=50 SEED=1)
 	python tests/chaos.py --kills $(or $(KILLS),50) --seed $(or $(SEED),1)
@@ -33,6 +33,20 @@ bench: $(BIN)/.ready ## measure speed, memory and growth; writes results/bench.j
 try-qserv: $(BIN)/.ready ## load one chunk into a scratch database of a Qserv cluster, and delete it (CONFIG=configs/X/config.yaml)
 	@test -n "$(CONFIG)" || { echo "make: say which configuration: make try-qserv CONFIG=configs/X/config.yaml"; exit 1; }
 	python scripts/try_qserv.py -c "$(CONFIG)"
+
+DIRECTORY ?= .
+recover: $(BIN)/.ready ## after a kill -9 of Snakemake: end its jobs, wait for what has outlived it, unlock (DIRECTORY=...)
+	@python scripts/recover_run.py --directory "$(DIRECTORY)"
+
+PROFILES = $${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake
+install-profile: ## link profiles/slurm into your Snakemake folder, for `snakemake --profile slurm`
+	@link="$(PROFILES)/slurm"; \
+	if [ -e "$$link" ] || [ -L "$$link" ]; then \
+	  [ "$$(readlink -f "$$link")" = "$(CURDIR)/profiles/slurm" ] || { echo "make: $$link is there already and is not our link; move it away, or use --workflow-profile slurm" >&2; exit 1; }; \
+	else \
+	  mkdir -p "$(PROFILES)"; ln -s "$(CURDIR)/profiles/slurm" "$$link"; \
+	fi; \
+	echo "$$link -> $(CURDIR)/profiles/slurm"
 
 docs: $(BIN)/.ready ## write docs/configuration.md from the schema
 	python scripts/write_docs.py

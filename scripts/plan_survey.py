@@ -12,7 +12,7 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     """Run the step for the rule ``plan``."""
     dataset = start_step(snakemake)
     chunks, root = dataset.selection().chunks, dataset.results
-    plan = plan_survey(dataset, root, chunks, snakemake.params.transactions, snakemake.params.jobs)
+    plan, _ = plan_survey(dataset, root, chunks, snakemake.params.transactions, snakemake.params.jobs)
     print(write_plan(root, plan))
 
 

@@ -70,7 +70,7 @@ def test_finished_work_is_never_done_again(tmp_path):
     for script in (project / "scripts").glob("*.py"):
         script.write_text(script.read_text() + "\n# edited\n")
     for rules in (project / "workflow" / "rules").glob("*.smk"):
-        rules.write_text(rules.read_text().replace("mem_mb=1000", "mem_mb=1001"))
+        rules.write_text(rules.read_text().replace("RESOURCES.mem_mb", "1001"))
     assert NOTHING in run("--workflow-profile", "none")
     run("-F")
     run("-F", "--workflow-profile", "none")

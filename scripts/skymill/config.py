@@ -20,6 +20,7 @@ from .columns import Position
 from .errors import ConfigError
 from .felis_schema import resolve_schemas
 from .schema_columns import useless_rules
+from .scratch import check_scratch
 from .selection import Selection, check_region, select_chunks
 from .tables import Entry, Table, make_table, spell_out
 
@@ -78,6 +79,7 @@ class Dataset:
             dataset.tables[name] = make_table(name, options, config.get("column_rules", ()), dataset.folder)
         if check:
             _check_tables(dataset)
+            check_scratch(config)
         return dataset
 
     @property

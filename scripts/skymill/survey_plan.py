@@ -23,6 +23,7 @@ from .census import Census, take_census
 from .config import Dataset, Table
 from .errors import ConfigError, SkymillError
 from .files import read_json
+from .forecast import TileForecast
 from .rowmaker import BoxStreams, RowMaker, load_density
 from .selection import group_tiles
 from .textfile import TableFile
@@ -66,7 +67,9 @@ def make_survey_maker(dataset: Dataset) -> RowMaker:
     return RowMaker(dataset, densities, visits)
 
 
-def plan_survey(dataset: Dataset, root: Path, chunks: np.ndarray, transactions: int, jobs: int) -> dict:
+def plan_survey(
+    dataset: Dataset, root: Path, chunks: np.ndarray, transactions: int, jobs: int
+) -> tuple[dict, dict[str, TileForecast]]:
     """Work out the plan of some chunks; see `describe_plan` for what it holds.
 
     Parameters
@@ -77,6 +80,12 @@ def plan_survey(dataset: Dataset, root: Path, chunks: np.ndarray, transactions: 
     chunks : `numpy.ndarray`, int64
     transactions, jobs : `int`
         How many transactions hold them, and how many jobs may run at a time.
+
+    Returns
+    -------
+    plan : `dict`
+    tiles : `dict` [`str`, `TileForecast`]
+        What of it falls to each tile.
 
     Raises
     ------
@@ -99,7 +108,8 @@ def plan_survey(dataset: Dataset, root: Path, chunks: np.ndarray, transactions: 
     tiles = group_tiles(dataset.chunker, chunks, dataset.config["chunks_per_tile"])
     text = sum(census.rows[name] * samples[name].text_bytes for name in census.rows)
     halo = sum(rows * samples[name].text_bytes for name, rows in census.halo.items())
-    tile_bytes = np.add.reduceat(text + halo, np.cumsum([0, *map(len, tiles.values())])[:-1])
+    firsts = np.cumsum([0, *map(len, tiles.values())])[:-1]
+    tile_bytes = np.add.reduceat(text + halo, firsts)
     rates = _measured_rates(root)
     seconds = sum(rows.sum() * samples[name].seconds for name, rows in census.rows.items())
     if rates:
@@ -128,7 +138,14 @@ def plan_survey(dataset: Dataset, root: Path, chunks: np.ndarray, transactions: 
             for i in hottest.tolist()
         ],
     }
-    return plan
+    directors = [name for table in dataset.tables_of("director") for name in (table.name, table.overlap_name)]
+    largest = np.maximum.reduceat(halo + sum(census.rows[n] * samples[n].text_bytes for n in directors), firsts)
+    columns = (np.add.reduceat(sum(census.rows.values()), firsts), np.add.reduceat(text, firsts), largest)
+    figures = zip(*(np.rint(column).astype(np.int64).tolist() for column in columns), strict=True)
+    forecasts = {
+        name: TileForecast(len(ids), *numbers) for (name, ids), numbers in zip(tiles.items(), figures, strict=True)
+    }
+    return plan, forecasts
 
 
 def _total(tables: dict[str, dict], key: str) -> int:
@@ -292,7 +309,7 @@ def _disk(dataset: Dataset, root: Path, tables: dict[str, dict], tile_bytes: flo
     needed = {
         "regular_tables": 2 * regular,
         "kept_files": kept,
-        "tiles_at_work": round(tile_bytes * tiles_at_once),
+        "tiles_at_work": 0 if "scratch" in config else round(tile_bytes * tiles_at_once),
         "store": stored + round(database),
     }
     parent = next(path for path in (Path(root).resolve(), *Path(root).resolve().parents) if path.exists())

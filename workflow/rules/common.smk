@@ -11,6 +11,7 @@ from skymill.config import Dataset
 from skymill.derived import derived_files
 from skymill.driver import leave_lock
 from skymill.errors import SkymillError
+from skymill.forecast import TileResources
 from skymill.history import committed_names, finished_files, read_state
 from skymill.inputs import check_files
 from skymill.plan import jobs_at_once, tiles_with
@@ -18,6 +19,7 @@ from skymill.progress import Reporter
 from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
 from skymill.selection import select_chunks
+from skymill.slurm import replace_sacct
 
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
 
@@ -40,6 +42,7 @@ pathvars:
     results=RESULTS,
 
 
+RESOURCES = TileResources(STATE)
 LOADS = STATE.store != "none"
 REGULAR = [table.name for table in DATASET.tables_of("regular")]
 LOADED_REGULAR = [table.name for table in DATASET.tables_of("regular") if table.ingest]

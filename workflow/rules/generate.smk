@@ -21,8 +21,8 @@ rule generate_tile:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=RESOURCES.mem_mb,
+        runtime=RESOURCES.runtime("generate"),
         chunks=missing_chunks,
     params:
         **COMMON,

@@ -81,8 +81,8 @@ rule ingest_tile:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=RESOURCES.mem_mb,
+        runtime=RESOURCES.runtime("ingest"),
         chunks=missing_chunks,
     params:
         **COMMON,

@@ -176,6 +176,25 @@ def test_damaged_files_are_made_again(tmp_path, fail):
     assert len(stored_rows(tmp_path, "smallsky")["Object"]) > 100
 
 
+def test_of_a_tile_whose_files_are_gone_only_what_is_not_loaded_is_made(tmp_path, fail):
+    """As after a job was killed on a node with a scratch disk. The truth of all chunks is known in the end, that of a retry, too."""
+    config = fragile_sky(tmp_path)
+    root = tmp_path / "results" / "smallsky"
+    fail(326)
+    snakemake(tmp_path, "load", "--config", "only=324", config=config, ok=False)
+    (root / "ingest" / "t000" / "s0009p00000.json").unlink()
+    for chunk in (328, 329):
+        (root / "ingest" / "t000" / "s0009p00000" / f"chunk_{chunk}.json").unlink()
+    fail()
+    dry = snakemake(tmp_path, "-n", config=config)
+    assert "generating tile s0009p00000 of t000, missing chunks: 2" in dry
+    snakemake(tmp_path, config=config)
+    made = json.loads((root / "generated" / "t000" / "s0009p00000.json").read_text())["chunks"]
+    assert sorted(made) == ["328", "329"]
+    snakemake(tmp_path, "verify", config=config)
+    assert json.loads((root / "verify.json").read_text())["chunks"] == 16
+
+
 # -- a store that refuses chunks --------------------------------------------------------------------------------------
 
 

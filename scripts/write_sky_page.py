@@ -24,10 +24,11 @@ from skymill.files import read_json, write_text
 from skymill.run_records import DONE, STAGES, STATES, Job, RunRecords, read_records
 from skymill.selection import format_ranges
 from skymill.step import log, start_step
+from skymill.verification import bad_chunks, in_words
 
 #: Packages whose versions the page tells.
 PACKAGES = ("snakemake", "numpy", "polars", "pyarrow", "duckdb", "healpy")
-#: Failures that the page lists; there are never fewer than it says.
+#: Failures, and facts that differ, that the page lists; how many there are it always says.
 MOST_FAILURES = 500
 
 
@@ -124,6 +125,22 @@ def failure_entries(records: RunRecords) -> list[dict]:
     ]
 
 
+def verification_entry(path: Path) -> dict | None:
+    """What the last verification has found; differences as many as the page lists, in words."""
+    if not path.exists():
+        return None
+    record = read_json(path)
+    bad = bad_chunks(record["differences"])
+    tables = [{"name": name, **rows, "chunks": len(bad.get(name, []))} for name, rows in record["tables"].items()]
+    differences = [{"chunk": part["chunk"], "text": in_words(part)} for part in record["differences"]]
+    return {
+        **{key: record[key] for key in ("chunks", "compared")},
+        "tables": tables,
+        "differ": len(differences),
+        "differences": differences[:MOST_FAILURES],
+    }
+
+
 def chunk_arrays(records: RunRecords) -> dict:
     """What the maps show, packed: by chunk in ascending order, and by job."""
     jobs = [job for job in records.jobs if job.stage in STAGES]
@@ -168,7 +185,6 @@ def page_data(records: RunRecords) -> dict:
     root, dataset, state = records.root, records.dataset, records.state
     counts = np.bincount(records.states, minlength=len(STATES)).tolist()
     published = root / "ingest" / "published.json"
-    verified = root / "verify.json"
     return {
         "database": dataset.database,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -184,7 +200,7 @@ def page_data(records: RunRecords) -> dict:
         "states": dict(zip(STATES, counts, strict=True)),
         "done": counts[DONE],
         "published": read_json(published) if published.exists() else None,
-        "verified": read_json(verified) if verified.exists() else None,
+        "verified": verification_entry(root / "verify.json"),
         "arrays": chunk_arrays(records),
         "stages": stage_entries(records),
         "transactions": transaction_entries(records),

@@ -77,6 +77,8 @@ def history(tmp_path_factory):
     shutil.copytree(folder / "results", folder / "half_results")
     report("half")
     snakemake(folder, config=path)
+    snakemake(folder, "verify", config=path)
+    snakemake(folder, "status", config=path)
     report("whole")
     return {"folder": folder, "config": path, **reports}
 
@@ -190,6 +192,23 @@ def test_the_page_says_what_failed_and_why(history, browser, tmp_path):
     browser.open(history["whole"] / "sky.html", READY)
     assert browser.ask("document.getElementById('failures').hidden")
     assert browser.ask("document.querySelector('#card-chunks b').textContent") == "28 of 28"
+    assert browser.problems == []
+
+
+@needs_browser
+def test_the_page_tells_what_verification_found(history, browser):
+    record = json.loads((history["folder"] / "results" / "smallsky" / "verify.json").read_text())
+    assert record["chunks"] > 20 and record["differences"] == []
+    browser.problems.clear()
+    browser.open(history["whole"] / "sky.html", READY)
+    text = browser.ask("document.getElementById('verified').innerText")
+    assert f"{record['compared']:,} facts of {record['chunks']} chunks" in text and "all agree" in text
+    shown = shown_rows(browser, "verified")
+    assert {name: entry["rows found"] for name, entry in shown.items()} == {
+        name: entry["found"] for name, entry in record["tables"].items()
+    }
+    browser.open(history["half"] / "sky.html", READY)
+    assert browser.ask("document.getElementById('verified').hidden")
     assert browser.problems == []
 
 
@@ -369,7 +388,9 @@ def test_snakemakes_report_tells_the_whole_history(history):
         }.items():
             assert found[rule] == len(list(root.glob(files))) > 0, (when, rule)
     text = (history["whole"] / "report.html").read_text(encoding="utf-8")
-    assert "sky maps, figures and failures" in text and "A synthetic sky survey: smallsky" in text
+    assert "A synthetic sky survey: smallsky" in text
+    for label in ("sky maps, figures and failures", "what is done, and what is missing", "the store against the truth"):
+        assert label in text
 
 
 @needs_browser
@@ -453,7 +474,10 @@ def spread(folder: Path, database: str) -> int:
     txn, tile = source.parent.name, source.stem
     stages = ("generated", "partitioned", "ingest")
     manifests = {stage: json.loads((root / stage / txn / f"{tile}.json").read_text()) for stage in stages}
-    names = [f"results/{database}/{stage}/{txn}/{tile}{end}" for stage in stages for end in ("", ".json")]
+    truth = root / "generated" / txn / f"{tile}.truth.json.gz"
+    names = [
+        f"results/{database}/{stage}/{txn}/{tile}{end}" for stage in stages for end in ("", ".json", ".truth.json.gz")
+    ]
     records = {
         name: json.loads(record_path(folder, name).read_text()) for name in names if record_path(folder, name).exists()
     }
@@ -483,6 +507,9 @@ def spread(folder: Path, database: str) -> int:
                 path = root / stage / other_txn / f"{other}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps({**manifests[stage], **changed}))
+            copied = root / "generated" / other_txn / f"{other}.truth.json.gz"
+            if not copied.exists():
+                os.link(truth, copied)
             for name, record in records.items():
                 job = {**record, "job_hash": record["job_hash"] + 1000 * number}
                 record_path(folder, name.replace(f"{txn}/{tile}", f"{other_txn}/{other}")).write_text(json.dumps(job))

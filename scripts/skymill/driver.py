@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 #: Targets that only read what others make, and write reports.
-READING = {"status", "plan"}
+READING = {"status", "plan", "report", "write_sky_page"}
 
 
 def leave_lock(workflow: object) -> list[str]:

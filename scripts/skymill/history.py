@@ -23,6 +23,8 @@ from .plan import State
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
+#: Folders of manifests, in the order of the stages.
+STAGES = ("generated", "partitioned", "ingest")
 #: What Snakemake's workflow could do to finished work.
 FORBIDDEN = ("execute", "delete_output", "generate_unit_tests")
 #: A wave that stands for every one, as the wildcard of the rule that plans it.
@@ -64,7 +66,7 @@ def asks_for_report(arguments: Sequence[str]) -> bool:
     return wanted and not any(argument.startswith("--report-a") for argument in arguments)
 
 
-def read_state(workflow: Workflow, root: Path, dataset: Dataset) -> tuple[State, bool]:
+def read_state(workflow: Workflow, root: Path, dataset: Dataset) -> State:
     """The state of a dataset, as the rules need it.
 
     Parameters
@@ -78,12 +80,11 @@ def read_state(workflow: Workflow, root: Path, dataset: Dataset) -> tuple[State,
     Returns
     -------
     state : `State`
-    is_report : `bool`
-        Whether the state is one of `finished_work`.
+        That of `finished_work`, if Snakemake was started to write a report.
     """
     state = State.read(root, dataset)
     if not asks_for_report(sys.argv[1:]):
-        return state, False
+        return state
 
     def refuse(*_arguments: object, **_options: object) -> None:
         raise WorkflowError(
@@ -94,34 +95,33 @@ def read_state(workflow: Workflow, root: Path, dataset: Dataset) -> tuple[State,
         setattr(workflow, name, refuse)
     # Snakemake reads the conda environment of each job anew; of thousands, with the parser in Python, that took half the time.
     yaml.Loader = getattr(yaml, "CLoader", yaml.Loader)
-    return finished_work(state), True
+    return finished_work(state)
 
 
 def finished_work(state: State) -> State:
     """A state in which all that is finished is pending, and nothing else is; of no use but to report."""
     pending = {}
     for transaction in state.transactions.values():
-        tiles = {
-            tile: chunks for tile, chunks in transaction.tiles.items() if _manifests(state.root, transaction.name, tile)
-        }
+        # Retries of tiles are among them, which a transaction that is committed does not list any more.
+        names = {path.stem for stage in STAGES for path in (state.root / stage / transaction.name).glob("s*.json")}
+        tiles = {tile: transaction.tiles.get(tile, "") for tile in sorted(names)}
         if tiles:
             pending[transaction.name] = replace(transaction, tiles=tiles)
-    return replace(state, pending=pending, new_wave=ANY_WAVE)
-
-
-def committed_names(state: State) -> list[str]:
-    """The transactions that are final, in the store or, without one, on the disk."""
-    loads = state.store != "none"
-    return [t.name for t in state.transactions.values() if (t.committed if loads else t.partitioned)]
+    return replace(state, pending=pending, new_wave=ANY_WAVE, is_report=True)
 
 
 def finished_files(state: State) -> list[str]:
     """What the finished tiles and records of a state have made, for the target of a report."""
     root = state.root
     paths = [
-        *root.glob("configs/partitioner/*.cfg"),
+        *root.glob("configs/*/*"),
         *root.glob("ingest/publications/*.json"),
         *root.glob("ingest/plan_*.json"),
+        *(
+            root / f"partitioned/{name}.json"
+            for name, t in state.pending.items()
+            if t.partitioned and state.store == "none"
+        ),
     ]
     for name, transaction in state.pending.items():
         paths += root.glob(f"ingest/transactions/{name}.committed.json")
@@ -148,5 +148,5 @@ def flag_products(root: Path, captions: str) -> list[str]:
 
 def _manifests(root: Path, transaction: str, tile: str) -> list[Path]:
     """The manifests of a tile that are there, in the order of the stages."""
-    paths = [root / stage / transaction / f"{tile}.json" for stage in ("generated", "partitioned", "ingest")]
+    paths = [root / stage / transaction / f"{tile}.json" for stage in STAGES]
     return [path for path in paths if path.exists()]

@@ -78,6 +78,8 @@ class State:
         Those with work to do.
     new_wave : `dict` or `None`
         Content of the plan file that has to be written.
+    is_report : `bool`
+        Whether it only serves to tell what is finished, see `skymill.history`.
     """
 
     root: Path
@@ -87,6 +89,7 @@ class State:
     transactions: dict[str, Transaction]
     pending: dict[str, Transaction] = field(repr=False)
     new_wave: dict | None
+    is_report: bool = False
 
     @classmethod
     def read(cls, root: Path, dataset: Dataset) -> State:
@@ -136,7 +139,7 @@ class State:
         done = [
             t.name
             for t in self.transactions.values()
-            if (t.committed if loads else t.partitioned) or t.name in self.pending
+            if (t.committed if loads else t.partitioned) or (t.name in self.pending and not self.is_report)
         ]
         where = "ingest/transactions/{}.committed.json" if loads else "partitioned/{}.json"
         return [f"{self.root}/{where.format(name)}" for name in (done if names is None else names)]

@@ -158,7 +158,7 @@ class RunRecords:
         made = manifest["chunks"]
         if stage == "ingest":
             # All chunks of the tile, unless the manifest tells which.
-            ids = expand_ranges(manifest["ids"] if "ids" in manifest else transaction.tiles[tile])
+            ids = expand_ranges(manifest.get("ids", transaction.tiles.get(tile, "")))
             rows, size = sum(manifest["rows"].values()), self._bytes_to_load(self._places(ids))
         else:
             ids = np.array([int(chunk) for chunk in made], np.int64)
@@ -176,7 +176,9 @@ class RunRecords:
                 rows, size = rows + int(found[:, 0].sum()), size + int(found[:, 1].sum())
         at = self._places(ids)
         self.job_of[stage][at] = len(self.jobs)
-        self.states[at] = self._reached(stage, transaction)
+        # What vanished before it was loaded has to be made again.
+        if stage == "ingest" or path.with_suffix("").is_dir():
+            self.states[at] = self._reached(stage, transaction)
         benchmark = self.root / "benchmarks" / STAGES[stage] / transaction.name / f"{tile}.tsv"
         self.jobs.append(_make_job(stage, transaction.name, tile, len(ids), rows, size, manifest, benchmark))
 

@@ -127,9 +127,27 @@ function writeTables() {
 }
 
 function writeVerification() {
-  if (!data.verified) return;
+  const { verified } = data;
+  if (!verified) return;
+  const compared = `${whole(verified.compared)} facts of ${whole(verified.chunks)} chunks were compared with the truth of generation`;
+  const verdict = verified.differ
+    ? make("p", { class: "bad" }, `${whole(verified.differ)} facts differ: ${compared}.`)
+    : make("p", {}, `The store holds what was made: ${compared}, and all agree.`);
+  const rows = verified.tables.map((t) => [
+    null,
+    make("td", { class: "text", "data-verified": t.name }, t.name),
+    countCell(t.expected),
+    countCell(t.found),
+    countCell(t.chunks),
+  ]);
+  const heads = ["table", "rows expected", "rows found", "chunks that differ"];
   $("verified").hidden = false;
-  $("verified").append(make("pre", {}, JSON.stringify(data.verified, null, 1).slice(0, 20000)));
+  $("verified").append(verdict, make("div", { class: "wide" }, table(heads, rows)));
+  for (const { chunk, text } of verified.differences) {
+    const link = chunk === null ? null : make("a", { href: "#map" }, `show chunk ${chunk}`);
+    if (link) link.onclick = () => skyMap.goTo(chunk);
+    $("verified").append(make("p", {}, `${text} `, link));
+  }
 }
 
 /** How many chunks had come how far by the end of each job. */

@@ -12,7 +12,7 @@ from skymill.derived import derived_files
 from skymill.driver import leave_lock
 from skymill.errors import SkymillError
 from skymill.forecast import TileResources
-from skymill.history import committed_names, finished_files, read_state
+from skymill.history import finished_files, read_state
 from skymill.inputs import check_files
 from skymill.plan import jobs_at_once, tiles_with
 from skymill.progress import Reporter
@@ -30,7 +30,7 @@ try:
     DATASET = Dataset.from_config(config, CONFIG_FOLDER)
     RESULTS = str(DATASET.results)
     # For a report, and only then, finished work is put back among what is pending.
-    STATE, REPORTING = read_state(workflow, Path(RESULTS), DATASET)
+    STATE = read_state(workflow, Path(RESULTS), DATASET)
     check_files(DATASET, Path(RESULTS))
     CONFIGS = list(derived_files(DATASET))
     config.update(DATASET.config)
@@ -67,7 +67,7 @@ wildcard_constraints:
 
 def missing(*paths):
     """Whether any of some files below the results is missing: what is there is final and needs no rule."""
-    return REPORTING or not all((Path(RESULTS) / path).exists() for path in paths)
+    return STATE.is_report or not all((Path(RESULTS) / path).exists() for path in paths)
 
 
 def plan_of(wildcards):
@@ -115,7 +115,7 @@ def bulk(path, stays):
 
 def all_targets():
     """What the workflow makes: pending commits and the published database, or the partitioned tiles if there is no store."""
-    if REPORTING:
+    if STATE.is_report:
         return finished_files(STATE)
     targets = [f"{RESULTS}/configs/{name}" for name in CONFIGS]
     targets += [METADATA] if LISTS_PARTITIONED else []
@@ -143,6 +143,6 @@ def only_targets():
 
 
 #: Records that are there when all is done: in a report of those that are.
-FINISHED = STATE.finished_records(committed_names(STATE) if REPORTING else None)
+FINISHED = STATE.finished_records()
 ALL_TARGETS = all_targets()
 PROGRESS = Reporter(STATE, workflow.output_settings)

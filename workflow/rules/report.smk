@@ -6,10 +6,12 @@ Reads all records of the dataset; makes report/sky.html and report/report.html, 
 from skymill.history import flag_products
 
 #: What Snakemake's report shows; captions lie below the Snakefile.
-PRODUCTS = flag_products(Path(RESULTS), "report") if REPORTING else []
+PRODUCTS = flag_products(Path(RESULTS), "report") if STATE.is_report else []
 
 
 rule write_sky_page:
+    input:
+        lambda wildcards: leave_lock(workflow),
     log:
         "<results>/logs/write_sky_page.log",
     localrule: True
@@ -25,6 +27,8 @@ rule write_sky_page:
 
 
 rule report:
+    input:
+        lambda wildcards: leave_lock(workflow),
     log:
         "<results>/logs/report.log",
     localrule: True

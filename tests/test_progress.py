@@ -57,11 +57,11 @@ def test_samples_count_what_the_records_say(state):
     put(root, "s0009p00000", 324, 325)
     assert sample() == (10, 10, 2, 20, 0)
     put(root, "s0009p00000", 326)
-    write_json(root / "ingest" / "t000" / "s0009p00000.json", {"rows": {"Object": 100}})
-    assert sample() == (10, 10, 10, 100, 0)
+    write_json(root / "ingest" / "t000" / "s0009p00000.json", {"chunks": 9, "rows": {"Object": 100}})
+    assert sample() == (10, 10, 9, 100, 0)  # one has failed
     write_json(root / "failures" / "t000" / "s0009p00010" / "chunk_335.json", {})
     put(root, "s0009p00020", 344)
-    assert sample() == (11, 11, 11, 110, 1)
+    assert sample() == (11, 11, 10, 110, 1)
 
 
 def test_manifests_of_another_run_whose_files_are_gone_do_not_count(state):

@@ -85,8 +85,8 @@ class Progress:
         regular = {table.name for table in state.dataset.tables_of("regular")}
         self._rows_before = sum(n for record in records for name, n in record["rows"].items() if name not in regular)
         self._begun = time.time()
-        #: Rows by manifest or sentinel; what was read once does not change.
-        self._rows: dict[tuple[str, str], int] = {}
+        #: Chunks and rows by manifest or sentinel; what was read once does not change.
+        self._known: dict[tuple[str, str], tuple[int, int]] = {}
         self._made: set[tuple[str, str, str]] = set()
 
     def sample(self) -> Sample:
@@ -104,7 +104,7 @@ class Progress:
                 cut = max(done, size if self._is_made("partitioned", name, tile, partitioned) else 0)
                 made = max(cut, size if self._is_made("generated", name, tile, generated) else 0)
                 if made < size and tile in generated:
-                    made = max(made, len({f.split("_")[1] for f in self._names("generated", name, tile)}) - 1)
+                    made = max(made, len(self._chunks_in("generated", name, tile)) - 1)
                 counts["loaded"] += done
                 counts["partitioned"] += cut
                 counts["generated"] += made
@@ -118,6 +118,10 @@ class Progress:
             return set(os.listdir(self.root.joinpath(*parts)))
         except OSError:
             return set()
+
+    def _chunks_in(self, *parts: str) -> set[str]:
+        """The chunks that have a file in a folder, the one that is being made included."""
+        return {name.split("_")[1] for name in self._names(*parts) if name.startswith("chunk_")}
 
     def _is_made(self, stage: str, name: str, tile: str, names: set[str]) -> bool:
         """Whether a stage of a tile is done: its manifest is of this run, or its bulk files are still there."""
@@ -135,32 +139,35 @@ class Progress:
     def _loaded(self, name: str, tile: str, size: int, names: set[str], seen: set[str]) -> tuple[int, int]:
         """The chunks and rows of a tile that are loaded; each folder of sentinels is looked at once (``seen``)."""
         if f"{tile}.json" in names:
-            return size, self._read_rows(name, f"{tile}.json")
+            return self._read(name, f"{tile}.json")
         home = home_tile(tile)
         if home not in names or home in seen:
             return 0, 0
         seen.add(home)
         sentinels = [n for n in self._names("ingest", name, home) if n.startswith("chunk_")]
         # Those of tiles with a manifest are counted with it.
-        others = sum(s for t, s in self.tiles[name].items() if home_tile(t) == home and f"{t}.json" in names)
-        rows = sum(self._read_rows(name, f"{home}/{sentinel}") for sentinel in sentinels) if not others else 0
+        family = [t for t in self.tiles[name] if home_tile(t) == home and f"{t}.json" in names]
+        others = sum(self._read(name, f"{t}.json")[0] for t in family)
+        rows = sum(self._read(name, f"{home}/{sentinel}")[1] for sentinel in sentinels) if not others else 0
         return min(size, max(0, len(sentinels) - others)), rows
 
-    def _read_rows(self, name: str, path: str) -> int:
+    def _read(self, name: str, path: str) -> tuple[int, int]:
+        """The chunks and rows of a manifest or sentinel."""
         key = (name, path)
-        if key not in self._rows:
+        if key not in self._known:
             try:
-                self._rows[key] = sum(read_json(self.root / "ingest" / name / path)["rows"].values())
+                content = read_json(self.root / "ingest" / name / path)
+                self._known[key] = (content.get("chunks", 1), sum(content["rows"].values()))
             except Exception:  # an abort has just removed it
-                return 0
-        return self._rows[key]
+                return 0, 0
+        return self._known[key]
 
     def _partitioned_rows(self, name: str, tile: str) -> int:
         key = (name, tile)
-        if key not in self._rows:
+        if key not in self._known:
             chunks = read_json(self.root / "partitioned" / name / f"{tile}.json")["chunks"]
-            self._rows[key] = sum(table["rows"] for entry in chunks.values() for table in entry.values())
-        return self._rows[key]
+            self._known[key] = (0, sum(table["rows"] for entry in chunks.values() for table in entry.values()))
+        return self._known[key][1]
 
 
 class Line:
@@ -181,8 +188,8 @@ class Line:
         while len(self.samples) > 2 and self.samples[1].time < sample.time - WINDOW_S:
             self.samples.popleft()
 
-    def text(self) -> str:
-        """What the last sample shows, the speed since the first, and the time left."""
+    def text(self, is_end: bool = False) -> str:
+        """What the last sample shows, the speed since the first, and the time left unless it is the end."""
         old, new, total = self.samples[0], self.samples[-1], self.progress.total
         last = "loaded" if self.progress.loads else "partitioned"
         done = getattr(new, last)
@@ -197,7 +204,7 @@ class Line:
             speed = f"{chunks:.3g} chunks/s" if chunks >= 0.1 else f"{chunks * 60:.2g} chunks/min"
             parts.append(f"{short((new.rows - old.rows) / elapsed)} rows/s, {speed}")
         gained = self.fraction(new) - self.fraction(old)
-        if gained > 0 and done < total:
+        if gained > 0 and done < total and not is_end:
             parts.append(f"{duration(elapsed * (1 - self.fraction(new)) / gained)} left")
         if new.failed:
             parts.append(f"{new.failed:,} failed")
@@ -298,7 +305,7 @@ class Reporter:
         ):
             line.samples = deque([first, last])
             again = f"; see {self.state.root / 'failures'}, and run again" if last.failed else ""
-            logger.info(f"skymill: {line.text()}; took {duration(last.time - first.time)}{again}")
+            logger.info(f"skymill: {line.text(is_end=True)}; took {duration(last.time - first.time)}{again}")
 
     def _wait(self, seconds: float, screen: Screen | None) -> bool:
         """Wait until it is time to look again; the line is shown again when others have written. Whether the run has ended."""

@@ -31,6 +31,11 @@ def all_kinds(database: str, **keys) -> dict:
         {"name": "width", "type": "DOUBLE", "null_fraction": 0.1, "generator": {"uniform": {"min": -1, "max": 3}}},
         {"name": "kind", "type": "CHAR(3)", "generator": {"choice": {"values": ["a", "bcd"]}}},
     ]
+    # A column with the name that the filter has in the table of visits, and times.
+    tables["ForcedSource"]["columns"] += [
+        {"name": "band", "type": "CHAR(1)", "generator": {"visit": "band"}},
+        {"name": "seen", "type": "DATETIME(3)", "generator": {"director": "seen"}},
+    ]
     return {**config, "database": database, "chunks": CHUNKS, "chunks_per_tile": 4, **keys}
 
 

@@ -200,8 +200,11 @@ def ask_filters(
         return
     column = next(c for c in visits.columns if c.name == visits.visit["filter"])
     visit_id, shown = dialect.quote(visits.visit["id"]), dialect.quote(column.name)
+    # Under another name: the child may have a column of this name, too.
+    column = replace(column, name="filter_of_visit")
+    alias = dialect.quote(column.name)
     source = (
-        f"{relation} AS a JOIN (SELECT DISTINCT {visit_id} AS v, {shown} FROM {visits_relation} AS t) AS b "
+        f"{relation} AS a JOIN (SELECT DISTINCT {visit_id} AS v, {shown} AS {alias} FROM {visits_relation} AS t) AS b "
         f"ON a.{dialect.quote(reference)} = b.v"
     )
     counts = [f"count(CASE WHEN {dialect.equals(column, text)} THEN 1 END)" for text in filters]

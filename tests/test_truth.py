@@ -18,12 +18,13 @@ import pytest
 from helpers import row_maker, small_dataset
 from skymill import fact_kernels, facts
 from skymill.columns import Column, Strings
-from skymill.config import PLACE_COLUMNS, Dataset
+from skymill.config import Dataset
 from skymill.errors import SkymillError
 from skymill.facts import TableFacts, table_facts
 from skymill.pairs import chord_squared, count_pairs
 from skymill.rowhash import NULL_BITS, RowHasher, hash_keys, hash_placed, hash_query
 from skymill.sqltypes import parse_type
+from skymill.tables import PLACE_COLUMNS
 from skymill.tally import Tally
 from skymill.truth import TileTruth, TruthTaker, add_up, keep_truth, truth_path
 from verifying import all_kinds
@@ -31,7 +32,7 @@ from workflow import PROJECT
 
 TYPES = [
     "BIGINT", "INT", "SMALLINT", "TINYINT", "BIGINT UNSIGNED", "INT UNSIGNED", "SMALLINT UNSIGNED", "TINYINT UNSIGNED",
-    "FLOAT", "DOUBLE", "BOOLEAN", "CHAR(4)", "VARCHAR(9)",
+    "FLOAT", "DOUBLE", "BOOLEAN", "CHAR(4)", "VARCHAR(9)", "DATETIME(6)",
 ]  # fmt: skip
 #: Values that hashes and sums go wrong with, if anywhere.
 HARD = {
@@ -56,6 +57,9 @@ def hard_rows(count: int = 5000, nulls: float = 0.1) -> tuple[list[Column], dict
         if dtype.kind == "f":
             data = random.standard_normal(count).astype(dtype)
             data[: len(HARD[dtype.str[1:]])] = HARD[dtype.str[1:]]
+        elif dtype.kind == "M":
+            # From the year 1000 to 9999, which is what MySQL holds.
+            data = random.integers(-30610224000 * 10**6, 253402300799 * 10**6, count).astype(dtype)
         elif text == "BOOLEAN":
             data = random.integers(0, 2, count).astype(dtype)
         else:
@@ -81,6 +85,7 @@ def cut(values: dict, start: int, stop: int) -> dict:
 
 def plain_hash(columns: list[Column], values: dict) -> tuple[int, int]:
     """The hash as its definition says it, value by value in Python's whole numbers."""
+    import datetime
     import hashlib
     import struct
 
@@ -97,6 +102,9 @@ def plain_hash(columns: list[Column], values: dict) -> tuple[int, int]:
             elif column.type.kind == "string":
                 text = value.rstrip(" ") if column.type.text.startswith("CHAR") else value
                 bits.append(int(hashlib.md5(text.encode()).hexdigest()[:16], 16))
+            elif column.type.kind == "datetime":
+                since = value - datetime.datetime(1970, 1, 1)
+                bits.append(since // datetime.timedelta(microseconds=1) & (2**64 - 1))
             elif column.type.kind == "float":
                 bits.append(struct.unpack("<Q", struct.pack("<d", float(value) + 0.0))[0])
             else:
@@ -240,6 +248,7 @@ def test_facts_are_what_they_say():
             assert found[facts.nulls(name)] == texts.count(None) > 0
             assert all(found[facts.equal(name, text)] == texts.count(text) for text in set(texts) - {None})
             continue
+        part = np.ma.masked_array(np.ma.getdata(part).view(np.int64), part.mask) if part.dtype.kind == "M" else part
         data = [value for value in part.tolist() if value is not None]
         assert found[facts.nulls(name)] == 3000 - len(data) > 0
         assert (found[facts.least(name)], found[facts.greatest(name)]) == (min(data), max(data))

@@ -71,14 +71,12 @@ def history(tmp_path_factory):
         shutil.copytree(folder / "results" / "smallsky" / "report", folder / name)
 
     snakemake(folder, config=path)
-    report("first")
     path = write_config(folder, {**config, "chunks": "0:40,324:345"})
     snakemake(folder, "--keep-going", config=path, ok=False, environment={"BREAK_330": "1"})
     shutil.copytree(folder / "results", folder / "half_results")
     report("half")
     snakemake(folder, config=path)
     snakemake(folder, "verify", config=path)
-    snakemake(folder, "status", config=path)
     report("whole")
     return {"folder": folder, "config": path, **reports}
 
@@ -207,6 +205,8 @@ def test_the_page_tells_what_verification_found(history, browser):
     assert {name: entry["rows found"] for name, entry in shown.items()} == {
         name: entry["found"] for name, entry in record["tables"].items()
     }
+    loaded = expected_sums(history["folder"] / "results" / "smallsky")["loaded"]
+    assert {name: entry["rows found"] for name, entry in shown.items()} == {n: rows for n, (rows, _) in loaded.items()}
     browser.open(history["half"] / "sky.html", READY)
     assert browser.ask("document.getElementById('verified').hidden")
     assert browser.problems == []
@@ -389,7 +389,7 @@ def test_snakemakes_report_tells_the_whole_history(history):
             assert found[rule] == len(list(root.glob(files))) > 0, (when, rule)
     text = (history["whole"] / "report.html").read_text(encoding="utf-8")
     assert "A synthetic sky survey: smallsky" in text
-    for label in ("sky maps, figures and failures", "what is done, and what is missing", "the store against the truth"):
+    for label in ("sky maps, figures and failures", "forecast of the plan", "the store against the truth"):
         assert label in text
 
 

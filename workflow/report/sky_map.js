@@ -111,7 +111,7 @@ class SkyMap {
     const legend = $("legend");
     const note = $("note");
     legend.replaceChildren();
-    note.textContent = "Grey sky was not asked for.";
+    note.textContent = this.chunks.length < this.grid.size ? "Grey sky was not asked for." : "";
     if (!this.scale) {
       for (const [state, n] of Object.entries(data.states)) {
         const swatch = make("i", { style: `background: var(--${state.replace(" ", "-")})` });

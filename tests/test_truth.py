@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -186,7 +187,8 @@ def test_mariadb_has_the_same_hash():
     random = np.random.default_rng(5)
     wide_values = {c.name: (random.standard_normal(40) * 1e6).astype(c.type.dtype) for c in wide}
     folder = Path(tempfile.mkdtemp(prefix="mh-"))
-    server = MariaDB(folder / "mysql")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        server = MariaDB(folder / "mysql", probe.getsockname()[1])
     try:
         server.start()
         with server.connect(local_infile=True) as connection, connection.cursor() as cursor:

@@ -261,12 +261,15 @@ def ask_pairs(
         f"CROSS JOIN ({steps}) AS p CROSS JOIN ({steps}) AS q"
     )
     square = "(a.x - b.x) * (a.x - b.x) + (a.y - b.y) * (a.y - b.y) + (a.z - b.z) * (a.z - b.z)"
+    limits = [chord_squared(radius) for radius in kind.radii_deg]
+    # What is not within the largest radius is out before it is counted.
     counts = [
-        f"count(CASE WHEN {square} < {dialect.number(chord_squared(radius))} THEN 1 END)" for radius in kind.radii_deg
+        "count(*)" if limit == max(limits) else f"count(CASE WHEN {square} < {dialect.number(limit)} THEN 1 END)"
+        for limit in limits
     ]
     source = (
         f"({home}) AS a JOIN ({around}) AS b ON a.c = b.c AND a.s = b.s AND a.band = b.band AND a.cell = b.cell "
-        "AND a.id <> b.id"
+        f"AND a.id <> b.id AND {square} < {dialect.number(max(limits))}"
     )
     query = _grouped(counts, source, "a.c" if group else None)
     yield Question(query, [facts.pairs(radius) for radius in kind.radii_deg])

@@ -27,12 +27,53 @@ from skymill.errors import ConfigError, PoisonedError, SkymillError
 from skymill.stores import Contribution, qserv_load
 from skymill.stores.qserv import QservStore
 from skymill.stores.qserv_http import QservRefusal, QservUnreachable
-from workflow import SMALL_SKY
 
 CHUNKS = (300, 301, 302)
 #: Long enough for what the tests wait for, short enough to wait until it is over.
 PATIENCE_S = 3.0
 numbers = iter(range(10**6))
+POSITION = {"name": ["ra", "dec"], "type": "DOUBLE NOT NULL", "generator": "position"}
+SKY = {
+    "database": "sky",
+    "partitioning": {"num_stripes": 18, "num_sub_stripes": 4, "overlap_deg": 0.5},
+    "chunks": "300:302",
+    "tables": {
+        "Visit": {
+            "kind": "regular",
+            "rows": 2,
+            "visit": {"id": "visitId", "filter": "band"},
+            "position": ["ra", "dec"],
+            "columns": [
+                {"name": "visitId", "type": "BIGINT NOT NULL", "generator": "unique_id"},
+                {"name": "band", "type": "CHAR(1)", "generator": {"choice": {"values": ["g", "r"]}}},
+                POSITION,
+            ],
+        },
+        "Object": {
+            "kind": "director",
+            "key": "objectId",
+            "position": ["ra", "dec"],
+            "density": {"per_sq_deg": 1},
+            "columns": [
+                {"name": "objectId", "type": "BIGINT NOT NULL", "generator": "unique_id"},
+                POSITION,
+                {"name": "{g,r}Mag", "type": "FLOAT", "generator": "magnitude"},
+                {"name": "note", "type": "VARCHAR(8)", "generator": {"choice": {"values": ["a\tb", "c"]}}},
+            ],
+        },
+        "ForcedSource": {
+            "kind": "child",
+            "director": "Object",
+            "key": "objectId",
+            "rows": {"visits": "Visit", "radius_deg": 3},
+            "columns": [
+                {"name": "objectId", "type": "BIGINT NOT NULL", "generator": {"director": "objectId"}},
+                {"name": "visitId", "type": "BIGINT NOT NULL", "generator": {"visit": "visitId"}},
+                {"name": "{mag,magErr}", "type": "DOUBLE", "generator": "uniform"},
+            ],
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +87,7 @@ class Load:
 
     def __init__(self, cluster: QservCluster, folder: Path, database: str = "", **qserv: object):
         self.cluster, self.folder = cluster, folder
-        self.config = copy.deepcopy(SMALL_SKY)
+        self.config = copy.deepcopy(SKY)
         self.config["database"] = database or f"store{next(numbers)}"
         options = {"url": cluster.url, **KEY_SOURCES, "timeout_s": PATIENCE_S, **qserv}
         self.config["ingest"] = {"store": "qserv", "qserv": options}
@@ -277,8 +318,7 @@ def test_what_does_not_fit_is_refused(load):
     ):
         register(tables=tables)
     tables = copy.deepcopy(load.config["tables"])
-    tables["ForcedSource"]["columns"].pop()
-    tables["ForcedSource"]["columns"][2]["generator"] = {"uniform": {"max": 3}}
+    tables["ForcedSource"]["columns"][2]["name"] = "mag"
     with pytest.raises(
         SkymillError, match=r"column 4 of the table ForcedSource is magErr DOUBLE, here it is chunkId INT"
     ):

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qserv_cluster import (
     ADMIN_KEY,
@@ -32,6 +33,7 @@ from qserv_cluster import (
     transactions,
 )
 from qserv_server.fixture import QservCluster
+from test_docs import README, block_with
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
 
 #: Three tiles in two transactions.
@@ -387,6 +389,8 @@ def test_check_ingest(cluster, tmp_path):
     assert "The store can be used." in printed and "yes  the database sky fits: it is not there yet" in printed
     assert ask(cluster, "/replication/config")["config"]["databases"] == []
     assert KEY not in printed
+    questions = [line[5:].split(":")[0] for line in printed.splitlines() if line.startswith("yes  ")]
+    assert len(questions) == 5 and all(f"yes  {q.replace('sky', 'mysurvey')}:" in README for q in questions)
     os.environ["SKYMILL_TEST_OTHER_KEY"] = "another"
     printed = snakemake(
         tmp_path,
@@ -395,6 +399,35 @@ def test_check_ingest(cluster, tmp_path):
         ok=False,
     )
     assert " NO  auth_key is accepted" in printed and "the store qserv cannot be used: auth_key is accepted" in printed
+
+
+def workers_with(cluster: QservCluster, table: str) -> list[str]:
+    """The workers that have a table of mysurvey."""
+    return [w for w in cluster.worker_urls if cluster.sql(f"SHOW TABLES FROM {w}_mysurvey LIKE '{table}'")]
+
+
+@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl is not installed")
+def test_a_database_is_registered_by_hand_as_the_readme_says(cluster, tmp_path, monkeypatch):
+    """With its keys, and the lines that send what is derived; the workflow goes on from there."""
+    delete_database(cluster, "mysurvey")
+    config = sky(cluster, "mysurvey", store="none")
+    snakemake(tmp_path, config=write_config(tmp_path, config))
+    monkeypatch.setenv("QSERV_AUTH_KEY", KEY)
+    monkeypatch.setenv("QSERV_ADMIN_KEY", ADMIN_KEY)
+    block = block_with("sh", "curl", "mysurvey.json").replace("http://qserv-repl:25081", cluster.url)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and json.loads(done.stdout)["success"] == 1, done.stdout + done.stderr
+    ingest = yaml.safe_load(block_with("yaml", "store: qserv"))["ingest"]
+    ingest["qserv"]["url"] = cluster.url
+    snakemake(tmp_path, config=write_config(tmp_path, {**config, "ingest": ingest}))
+    assert published(tmp_path, "mysurvey")["rows"]["Object"] > 100
+    chunk = next(name for name in contents(cluster, "mysurvey") if name.startswith("Object_"))
+    indexes = [cluster.sql(f"SHOW INDEX FROM {worker}_mysurvey.{chunk}") for worker in workers_with(cluster, chunk)]
+    assert [[row[2] for row in found] for found in indexes] == [["by_objectId"]]
+    assert_no_secret(tmp_path)
+    delete_database(cluster, "mysurvey")
 
 
 def try_qserv(config: Path | str) -> subprocess.CompletedProcess[str]:

@@ -21,6 +21,7 @@ from .columns import (
     parse_moment,
 )
 from .errors import ConfigError
+from .sqltypes import parse_moment
 
 if TYPE_CHECKING:
     from .config import Table

@@ -18,7 +18,6 @@ from .columns import (
     check_value,
     need_kind,
     need_numbers,
-    parse_moment,
 )
 from .errors import ConfigError
 from .sqltypes import parse_moment

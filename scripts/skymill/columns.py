@@ -8,7 +8,6 @@ of numpy differ in the last bit between processors.
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 
 from . import exactmath, kernels
 from .errors import ConfigError
-from .sqltypes import SqlType
+from .sqltypes import SqlType, parse_moment
 
 if TYPE_CHECKING:
     from .chunker import Placements
@@ -387,15 +386,6 @@ class Magnitude(Generator):
             values *= -0.4
             values = exactmath.exp10(values)
         return values.astype(self.columns[0].type.dtype, copy=False)
-
-
-def parse_moment(text: object) -> np.datetime64 | None:
-    """A time like "2025-06-30 23:30:00", with the precision of a microsecond; None if it is no such text, or before the year 1000."""
-    try:
-        moment = datetime.datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        moment = None
-    return None if moment is None or moment.tzinfo is not None or moment.year < 1000 else np.datetime64(moment, "us")
 
 
 def check_value(value: object, column: Column) -> None:

@@ -18,9 +18,9 @@ from .columns import (
     check_value,
     need_kind,
     need_numbers,
-    parse_moment,
 )
 from .errors import ConfigError
+from .sqltypes import parse_moment
 
 if TYPE_CHECKING:
     from .config import Table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from dataclasses import dataclass
 
@@ -92,3 +93,12 @@ def parse_type(text: str) -> SqlType:
     if base in _INTEGERS:
         return SqlType(canonical, "integer", np.dtype(f"{'u' if match[3] else 'i'}{_INTEGERS[base]}"), 0, nullable)
     return SqlType(canonical, "float", np.dtype(np.float32 if base == "FLOAT" else np.float64), 0, nullable)
+
+
+def parse_moment(text: object) -> np.datetime64 | None:
+    """A time like "2025-06-30 23:30:00", with the precision of a microsecond; None if it is no such text, or before the year 1000."""
+    try:
+        moment = datetime.datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        moment = None
+    return None if moment is None or moment.tzinfo is not None or moment.year < 1000 else np.datetime64(moment, "us")

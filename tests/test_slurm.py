@@ -79,6 +79,7 @@ def survey_config() -> dict:
 
 @pytest.fixture(scope="module")
 def cluster():
+    assert REASON is None, REASON
     folder = Path(tempfile.mkdtemp(prefix="skymill-slurm-"))
     try:
         with SlurmCluster(folder) as running:

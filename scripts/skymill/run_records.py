@@ -36,6 +36,7 @@ _MADE = {
     "generate_tile": "generated/{}.json",
     "partition_tile": "partitioned/{}.json",
     "ingest_tile": "ingest/{}.json",
+    "make_tile": "ingest/{}.json",
     "ingest_regular": "ingest/{}/regular.json",
     "commit_transaction": "ingest/transactions/{}.committed.json",
     "publish_database": "ingest/publications/{}.json",

@@ -100,7 +100,7 @@ class Load:
         """A file of rows with some ids, or of some text."""
         ends = {
             "Visit": "g\t1.5\t2.5\n",
-            "Object": f"10.5\t-3.25\t20.1\t20.2\ta\\tb\t2026-01-02 03:04:05.678\t{chunk}\t7\n",
+            "Object": f"10.5\t-3.25\t20.1\t20.2\ta\\tb\t{chunk}\t7\n",
             "ForcedSource": f"5\t20.5\t0.01\t{chunk}\t7\n",
         }
         text = text or "".join(f"{i}\t{ends[table]}" for i in ids)

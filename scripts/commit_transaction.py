@@ -41,8 +41,8 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
         add_rows(rows, manifest["rows"])
     refuse_missing(dataset.results, name, planned, [manifest["ids"] for manifest in manifests])
     with poisoning(dataset.results, started):
-        open_store(dataset, dataset.results).commit(transaction_id, rows)
-    committed = {"transaction": name, "id": transaction_id, "chunks": len(planned), "rows": rows}
+        told = open_store(dataset, dataset.results).commit(transaction_id, rows)
+    committed = {"transaction": name, "id": transaction_id, "chunks": len(planned), "rows": rows, **told}
     write_json(Path(snakemake.output[0]), committed)
     remove_leftovers(dataset.results, manifests)
     log.info("committed transaction %s: %d chunks", transaction_id, len(planned))

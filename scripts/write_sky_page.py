@@ -114,6 +114,18 @@ def worker_entries(records: RunRecords) -> list[dict]:
     ]
 
 
+def store_entries(transactions: Iterable[dict]) -> list[dict]:
+    """What each worker of the store has of the committed transactions; the embedded store has no workers."""
+    totals: dict[str, dict] = {}
+    for transaction in transactions:
+        for worker, held in transaction["workers"].items():
+            total = totals.setdefault(worker, {"worker": worker, "transactions": 0, "files": 0, "rows": 0, "bytes": 0})
+            total["transactions"] += 1
+            for key, count in held.items():
+                total[key] += count
+    return [totals[worker] for worker in sorted(totals)]
+
+
 def failure_entries(records: RunRecords) -> list[dict]:
     """What failed and why."""
     return [
@@ -183,6 +195,7 @@ def versions() -> dict[str, str]:
 def page_data(records: RunRecords) -> dict:
     """Everything that the page shows."""
     root, dataset, state = records.root, records.dataset, records.state
+    transactions = transaction_entries(records)
     counts = np.bincount(records.states, minlength=len(STATES)).tolist()
     published = root / "ingest" / "published.json"
     return {
@@ -203,8 +216,9 @@ def page_data(records: RunRecords) -> dict:
         "verified": verification_entry(root / "verify.json"),
         "arrays": chunk_arrays(records),
         "stages": stage_entries(records),
-        "transactions": transaction_entries(records),
+        "transactions": transactions,
         "workers": worker_entries(records),
+        "store_workers": store_entries(transactions),
         "failures": failure_entries(records),
         "failed": len(records.failures),
         "config": yaml.safe_dump(dataset.config, sort_keys=False, allow_unicode=True, width=100),

@@ -212,6 +212,37 @@ def test_the_page_tells_what_verification_found(history, browser):
     assert browser.problems == []
 
 
+@needs_browser
+def test_the_page_tells_what_each_worker_of_qserv_has(browser, tmp_path):
+    from qserv_cluster import KEY_SOURCES, running_cluster, transactions
+
+    with running_cluster() as cluster:
+        config = {**copy.deepcopy(SMALL_SKY), "chunks": "0,36:39,324:327", "chunks_per_tile": 4}
+        config["ingest"] = {"store": "qserv", "tiles_per_transaction": 2, "qserv": {"url": cluster.url, **KEY_SOURCES}}
+        path = write_config(tmp_path, config)
+        snakemake(tmp_path, config=path)
+        found = transactions(cluster, "smallsky", contrib=1, contrib_long=1)
+    snakemake(tmp_path, "report", config=path)
+    files = [file for transaction in found for file in transaction["contrib"]["files"]]
+    expected: dict[str, Counter] = {}
+    for file in files:
+        total = expected.setdefault(file["worker"], Counter())
+        total.update({"files": 1, "rows": file["num_rows_loaded"], "text": file["num_bytes"]})
+    assert len(expected) > 1 and len(found) == 2
+    browser.problems.clear()
+    browser.open(tmp_path / "results" / "smallsky" / "report" / "sky.html", READY)
+    shown = shown_rows(browser, "store")
+    assert {
+        name: {key: entry[key] for key in total}
+        for (name, total), entry in zip(sorted(expected.items()), shown.values(), strict=True)
+    } == expected
+    assert set(shown) == set(expected)
+    ids = {str(transaction["id"]) for transaction in found}
+    text = browser.ask("document.getElementById('transactions').innerText")
+    assert all(f" {number}" in text for number in ids)
+    assert browser.problems == []
+
+
 def project(ra_deg: float, dec_deg: float, box: dict) -> tuple[float, float]:
     """Where a point is on the page while the map shows the whole sky: Mollweide, RA 0 in the middle, east to the left."""
     low, high = -math.pi / 2, math.pi / 2

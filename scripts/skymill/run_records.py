@@ -180,7 +180,10 @@ class RunRecords:
         # What vanished before it was loaded has to be made again.
         if stage == "ingest" or path.with_suffix("").is_dir():
             self.states[at] = self._reached(stage, transaction)
-        benchmark = self.root / "benchmarks" / STAGES[stage] / transaction.name / f"{tile}.tsv"
+        folder, name = self.root / "benchmarks", f"{transaction.name}/{tile}.tsv"
+        benchmark = folder / STAGES[stage] / name
+        # With a scratch disk one job does all stages.
+        benchmark = benchmark if benchmark.exists() else folder / "make_tile" / name
         self.jobs.append(_make_job(stage, transaction.name, tile, len(ids), rows, size, manifest, benchmark))
 
     def _reached(self, stage: str, transaction: Transaction) -> int:
@@ -290,6 +293,7 @@ class RunRecords:
             committed = folder / f"{transaction.name}.committed.json"
             is_planned = (self.root / "ingest" / f"plan_{transaction.wave}.json").exists()
             state = "committed" if transaction.committed else "open" if started.exists() else "planned"
+            recorded = read_json(committed) if committed.exists() else {}
             yield {
                 "name": transaction.name,
                 "state": state if is_planned else "to be planned",
@@ -298,6 +302,7 @@ class RunRecords:
                 "chunks": format_ranges(np.intersect1d(transaction.chunks(), self.chunks)),
                 "started": _time_of(started),
                 "committed": _time_of(committed),
+                "workers": recorded.get("workers", {}),
                 "aborted": [
                     read_json(path)["reason"] for path in sorted(folder.glob(f"{transaction.name}.*.poisoned.json"))
                 ],

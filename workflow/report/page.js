@@ -126,6 +126,22 @@ function writeTables() {
     .append(table(["host", "<step", "jobs", "chunks", "rows", ...heads], workers));
 }
 
+function writeStore() {
+  if (!data.store_workers.length) return;
+  const rows = data.store_workers.map((w) => [
+    null,
+    make("td", { class: "text", "data-store": w.worker }, w.worker),
+    countCell(w.transactions),
+    countCell(w.files),
+    countCell(w.rows),
+    sizeCell(w.bytes),
+  ]);
+  $("store").hidden = false;
+  $("store")
+    .querySelector(".wide")
+    .append(table(["worker", "transactions", "files", "rows", "text"], rows));
+}
+
 function writeVerification() {
   const { verified } = data;
   if (!verified) return;
@@ -262,6 +278,7 @@ async function begin() {
   writeHeader();
   writeFailures();
   writeTables();
+  writeStore();
   writeVerification();
   writeAbout();
   const { chunks, states, tiles, transactions, ...packed } = data.arrays;

@@ -65,10 +65,10 @@ class Store(Protocol):
         `PoisonedError` if the transaction holds something that cannot be trusted.
         """
 
-    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> None:
+    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> dict:
         """Make what a transaction has loaded final, if it holds just these rows of each table, overlap tables included.
 
-        Raises `PoisonedError` if it does not.
+        Returns what is worth recording. Raises `PoisonedError` if it does not hold them.
         """
 
     def abort(self, transaction_id: str) -> None:

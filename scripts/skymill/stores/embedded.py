@@ -78,10 +78,10 @@ class EmbeddedStore:
                     held[contribution.chunk] = held.get(contribution.chunk, 0) + rows[str(contribution.chunk)]
             yield from held.items()
 
-    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> None:
+    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> dict:
         target = self.committed / transaction_id
         if target.exists():
-            return
+            return {}
         folder = self._staged(transaction_id)
         held = {
             name: sum(pyarrow.parquet.read_metadata(path).num_rows for path in (folder / name).glob("*.parquet"))
@@ -90,6 +90,7 @@ class EmbeddedStore:
         if {name: count for name, count in held.items() if count} != {name: c for name, c in rows.items() if c}:
             raise PoisonedError(f"transaction {transaction_id} holds the rows {held}, loaded were {dict(rows)}")
         os.rename(folder, target)
+        return {}
 
     def abort(self, transaction_id: str) -> None:
         if (self.committed / transaction_id).exists():

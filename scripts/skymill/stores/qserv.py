@@ -28,7 +28,7 @@ from .qserv_fit import (
     refuse_strangers,
 )
 from .qserv_http import LONG_S, QservClient, QservNoAnswer, QservRefusal, find_database, growing_delays
-from .qserv_load import Loader, contents_fault, rows_in, store_names
+from .qserv_load import Loader, contents_fault, rows_in, store_names, worker_totals
 
 log = logging.getLogger("skymill.qserv")
 
@@ -176,7 +176,7 @@ class QservStore:
             )
         return True
 
-    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> None:
+    def commit(self, transaction_id: str, rows: Mapping[str, int]) -> dict:
         transaction = self.client.transaction(self.name, transaction_id, contrib=1, contrib_long=1)
         state = transaction["state"]
         if state in ("STARTED", "IS_FINISHING", "FINISHED"):
@@ -192,6 +192,7 @@ class QservStore:
         answer = self._end(transaction_id, abort=False)
         if self.options["auto_build_secondary_index"] and not answer.get("secondary-index-build-success", 1):
             log.warning("the director index of transaction %s was not built; publishing has it rebuilt", transaction_id)
+        return {"workers": worker_totals(transaction["contrib"]["files"])}
 
     def _regular_fault(self, files: Sequence[Mapping]) -> str:
         """What is wrong with the places of regular tables; empty if each is at every worker, or nowhere."""

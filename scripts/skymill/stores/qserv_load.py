@@ -289,6 +289,16 @@ def rows_in(dataset: Dataset, summary: Mapping) -> dict[str, int]:
     return {name: count for name, count in rows.items() if count}
 
 
+def worker_totals(files: Sequence[Mapping]) -> dict[str, dict[str, int]]:
+    """Files, rows and bytes that each worker has, by the descriptors of contributions; a regular table is at every worker."""
+    totals: dict[str, dict[str, int]] = {}
+    for file in files:
+        total = totals.setdefault(file["worker"], {"files": 0, "rows": 0, "bytes": 0})
+        for key, count in (("files", 1), ("rows", file["num_rows_loaded"]), ("bytes", file["num_bytes"])):
+            total[key] += count
+    return dict(sorted(totals.items()))
+
+
 def contents_fault(dataset: Dataset, contrib: Mapping, rows: Mapping[str, int]) -> str:
     """What is wrong with all contributions of a transaction together; empty if nothing is.
 

@@ -214,7 +214,7 @@ def compare(run: Run, quiet: Run, tally: Tally) -> None:
             for sentinel in (root / "ingest" / name).glob("s*/chunk_*.json"):
                 content = json.loads(sentinel.read_text())
                 sentinels[content["chunk"]] += content["transaction_id"] == record["id"]
-    assert planned.total() > 20 and planned.total() == len(planned), "the plan is empty, or holds a chunk twice"
+    assert planned and planned.total() == len(planned), "the plan is empty, or holds a chunk twice"
     tally.sentinels_wrong += sum(sentinels[chunk] != 1 for chunk in planned | sentinels)
     tally.chunks += len(planned)
     # Bulk files that vanish after use, and files aside that never got their names.

@@ -424,7 +424,7 @@ def test_a_database_is_registered_by_hand_as_the_readme_says(cluster, tmp_path, 
         ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and json.loads(done.stdout)["success"] == 1, done.stdout + done.stderr
-    ingest = yaml.safe_load(block_with("yaml", "store: qserv"))["ingest"]
+    ingest = yaml.safe_load(block_with("yaml", "store: qserv", "auth_key"))["ingest"]
     ingest["qserv"]["url"] = cluster.url
     snakemake(tmp_path, config=write_config(tmp_path, {**config, "ingest": ingest}))
     assert published(tmp_path, "mysurvey")["rows"]["Object"] > 100

@@ -51,6 +51,8 @@ if missing(*(f"configs/{name}" for name in CONFIGS)):
             expand("<results>/configs/{name}", name=CONFIGS),
         log:
             "<results>/logs/write_configs.log",
+        # The database waits for them, and with it all loading.
+        priority: 100
         localrule: True
         conda:
             "../../environment.yml"

@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     measured: dict[str, dict] = {}
     for part in parts:
+        print(f"measuring {part} ...", file=sys.stderr, flush=True)
         measured |= measure(part)
     print(format_table(["what", "value", "unit", "target", "ok"], [
         [key, f"{r['value']:g}", r["unit"], r["target"], "" if not r["target"] else "yes" if r["ok"] else "NO"]

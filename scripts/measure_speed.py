@@ -41,6 +41,7 @@ def measure(part: str) -> dict[str, dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is asked for."""
+    from skymill.files import write_json
     from summarize_run import format_table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,16 +58,18 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     measured: dict[str, dict] = {}
     for part in parts:
-        measured |= measure(part)
+        print(f"measuring {part} ...", file=sys.stderr, flush=True)
+        found = measure(part)
+        measured |= found
+        # Part by part: what has been measured is not lost if the next part cannot be.
+        old = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        kept = {key: row for key, row in old.items() if row.get("part") in PARTS and row["part"] != part}
+        write_json(RESULTS, kept | found)
     print(format_table(["what", "value", "unit", "target", "ok"], [
         [key, f"{r['value']:g}", r["unit"], r["target"], "" if not r["target"] else "yes" if r["ok"] else "NO"]
         for key, r in measured.items()
     ]))  # fmt: skip
     print(f"\n{time.monotonic() - start:.0f} s")
-    old = json.loads(RESULTS.read_text()) if RESULTS.exists() and options.parts else {}
-    kept = {key: row for key, row in old.items() if row.get("part") not in parts}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(kept | measured, indent=1) + "\n")
     return 0 if all(row["ok"] for row in measured.values()) else 1
 
 

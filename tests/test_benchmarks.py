@@ -58,6 +58,8 @@ def test_figures_go_between_their_marks(tmp_path, capsys):
     assert "| dry run of 146,332 chunks | 1,230 | MB | <= 2000 |" in found
     assert "old" not in found and found.startswith("before\n") and found.endswith("after\n")
     assert write_figures.fill(found, rows) == found
+    other = text.replace("bench memory -->", "bench growth -->\nmeasured elsewhere")
+    assert "measured elsewhere" in write_figures.fill(other, rows), "a part that was not measured loses its table"
     with pytest.raises(SkymillError, match="has not been measured; run `make bench`"):
         write_figures.fill(text, {})
     shutil.rmtree(tmp_path / "results")

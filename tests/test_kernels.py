@@ -11,7 +11,6 @@ import pytest
 from helpers import REPOSITORY
 from skymill import kernels
 from skymill.columns import Column, Strings
-from skymill.rowhash import RowHasher
 from skymill.sqltypes import parse_type
 from skymill.textfile import TableFile, format_rows
 
@@ -155,43 +154,6 @@ def test_bytes_are_found_and_rows_joined(compiled):
     rows = zip(starts.tolist(), lengths.tolist(), codes.tolist(), strict=True)
     expected = b"".join(data[a : a + n].tobytes() + b"abcdef"[2 * code : 2 * code + 2] for a, n, code in rows)
     assert out.tobytes() == expected
-
-
-def test_rows_are_hashed_as_by_numpy(monkeypatch):
-    types = {
-        f"n{i}{bool(sign)}": f"{sql}{sign}"
-        for i, sql in enumerate(("TINYINT", "SMALLINT", "INT", "BIGINT"))
-        for sign in ("", " UNSIGNED")
-    }
-    columns = columns_of(
-        **types, flag="BOOLEAN", flux="FLOAT", ra="DOUBLE", band="CHAR(1)", chunkId="INT UNSIGNED NOT NULL"
-    )
-    random = np.random.default_rng(7)
-    for count in (0, 1, 1023, 5000):
-        values = {}
-        for column in columns[:-2]:
-            dtype = column.type.dtype
-            if column.type.kind == "float":
-                part = np.where(
-                    random.random(count) < 0.3, dtype.type(-0.0), random.standard_normal(count).astype(dtype)
-                )
-            else:
-                part = (
-                    random.integers(0, 2, count, dtype=dtype) if column.name == "flag" else whole(random, dtype, count)
-                )
-            values[column.name] = np.ma.masked_array(part, random.random(count) < 0.2) if count % 2 else part
-        values["band"] = Strings(random.integers(-1, 3, count, dtype=np.int32), ("u", "g", "r"))
-        hasher = RowHasher(columns)
-        ours = hasher.keys(values, count)
-        with monkeypatch.context() as patch:
-            patch.setattr(kernels, "load", lambda: None)
-            assert np.array_equal(ours, hasher.keys(values, count))
-
-
-def whole(random: np.random.Generator, dtype: np.dtype, count: int) -> np.ndarray:
-    """Whole numbers of all sizes."""
-    limits = np.iinfo(dtype)
-    return random.integers(limits.min, limits.max, count, dtype=dtype, endpoint=True)
 
 
 @pytest.mark.parametrize(("low", "width"), [(0.0, 1.0), (-5.0, 10.0), (0.05, 0.45), (1e30, 3e38), (0.0, 0.0)])

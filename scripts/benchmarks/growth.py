@@ -12,18 +12,18 @@ from . import FAKEDB, KPM50, PROJECT, RUNS, figure, timed
 
 #: Rows that are asked for.
 ROWS = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
-#: Rows of a chunk that shows what a chunk costs by itself.
-FEWEST_ROWS = 2000
-#: How far the cost of a row may be from the median over all sizes.
+#: Rows of a chunk that shows what a chunk costs by itself: some in each of its boxes.
+FEWEST_ROWS = 20_000
+#: How far the cost of a further row may be from the median over all sizes.
 MAX_SPREAD = 0.15
 PLOT = PROJECT / "results" / "bench.png"
 
 
 def measure_growth(folder: Path) -> Iterator[tuple[str, dict]]:
-    """Processor time per row, in one process, so that no start-up is in it.
+    """Processor time of a further row, in one process, so that no start-up is in it: what more rows cost than the next smaller number.
 
-    What a chunk costs whatever its rows (each column of each box has a stream of its own) is told, and taken off, where one chunk
-    becomes denser.
+    Where one chunk becomes denser, the smallest number has what a chunk costs whatever its rows: each column of each box has a stream of
+    its own.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for name, make, fewest in (
@@ -31,16 +31,17 @@ def measure_growth(folder: Path) -> Iterator[tuple[str, dict]]:
         ("a denser chunk (kpm50)", _denser_chunk(folder), FEWEST_ROWS),
     ):
         make(ROWS[0])
-        without = (0, 0.0)
+        before = (0, 0.0)
         if fewest:
-            without = _median_of([make(fewest) for _ in range(RUNS)])
-            yield f"growth, {name}: the chunk by itself", figure(without[1], "CPU-s")
+            before = _median_of([make(fewest) for _ in range(RUNS)])
+            yield f"growth, {name}: {fewest:,} rows in all", figure(before[1], "CPU-s")
         found[name] = []
         for wanted in ROWS:
-            rows, seconds = _median_of([make(wanted) for _ in range(RUNS if wanted <= 1_000_000 else 3)])
-            cost = (seconds - without[1]) / (rows - without[0]) * 1e9
-            found[name].append((rows, cost))
-            yield f"growth, {name}: {wanted:.0e} rows".replace("e+0", "e"), figure(cost, "ns per row")
+            now = _median_of([make(wanted) for _ in range(RUNS if wanted <= 1_000_000 else 3)])
+            cost = (now[1] - before[1]) / (now[0] - before[0]) * 1e9
+            found[name].append((now[0], cost))
+            yield f"growth, {name}: to {wanted:.0e} rows".replace("e+0", "e"), figure(cost, "ns per further row")
+            before = now
         costs = [cost for _, cost in found[name]]
         middle = statistics.median(costs)
         spread = max(abs(cost / middle - 1) for cost in costs)
@@ -136,7 +137,7 @@ def _plot(found: dict[str, list[tuple[int, float]]]) -> None:
         (line,) = axes.plot(rows, costs, "o-", label=name)
         middle = statistics.median(costs)
         axes.axhspan(middle * (1 - MAX_SPREAD), middle * (1 + MAX_SPREAD), color=line.get_color(), alpha=0.1, lw=0)
-    axes.set(xscale="log", xlabel="rows", ylabel="processor time per row [ns]", ylim=(0, None))
+    axes.set(xscale="log", xlabel="rows", ylabel="processor time of a further row [ns]", ylim=(0, None))
     axes.set_title("Generate, write and partition; the bands are 15 % wide on each side")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -191,7 +191,8 @@ def test_jobs_in_trouble_are_sent_again_and_give_the_bytes_of_a_local_run(cluste
     assert ends[cancelled_job].state == "CANCELLED"
     assert ends[slow_job].state == "TIMEOUT"
     assert ends[hungry.read_text()].state in ("OUT_OF_MEMORY", "FAILED")
-    assert {job.node for job in driver.jobs("COMPLETED")} == set(cluster.nodes)
+    # The node that the slow job held until its limit may have had no other.
+    assert {job.node for job in driver.jobs("COMPLETED", "TIMEOUT")} == set(cluster.nodes)
     assert_requests_follow_the_forecast(driver)
     assert partitioned_files(driver.folder / "results" / "fakedb") == survey[1]
     assert_loaded_once(driver, survey)

@@ -26,6 +26,7 @@ from .files import read_json
 from .forecast import TileForecast
 from .rowmaker import BoxStreams, RowMaker, load_density
 from .selection import group_tiles
+from .status import format_markdown
 from .textfile import TableFile
 from .visits import Visits, make_regular_table
 
@@ -352,7 +353,7 @@ def write_plan(root: Path, plan: dict) -> str:
 
 def describe_plan(plan: dict) -> str:
     """A plan as Markdown."""
-    head = ("table", "rows", "generated", "partitioned", "store")
+    head = ["table", "rows", "generated", "partitioned", "store"]
     lines = [
         [
             name,
@@ -372,26 +373,15 @@ def describe_plan(plan: dict) -> str:
             f"# Plan of {plan['database']}",
             f"{plan['chunks']:,} chunks ({plan['chunks_with_rows']:,} with rows) in {plan['tiles']:,} tiles and "
             f"{plan['transactions']:,} transactions; about {plan['core_hours']:g} core-hours ({plan['rates']}).",
-            _markdown_table(head, lines),
+            format_markdown(head, lines, 1),
             f"Disk: at most about {_size(disk['peak'])} at a time, {_size(disk['free'])} are free: {verdict}. Of these "
             f"{_size(disk['store'])} are for the store, {_size(disk['tiles_at_work'])} for tiles at work, {_size(disk['kept_files'])} "
             f"for files that are kept, {_size(disk['regular_tables'])} for regular tables.",
             "The hottest chunks:",
-            _markdown_table(("chunk", "tile", "rows", "text"), hottest),
+            format_markdown(["chunk", "tile", "rows", "text"], hottest, 1),
             "Rows of directors are exact; those of children and overlap tables, and all bytes, are expected values.\n",
         ]
     )
-
-
-def _markdown_table(head: tuple[str, ...], lines: list[list[str]]) -> str:
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-
-    def row(cells: list[str] | tuple[str, ...]) -> str:
-        first = cells[0].ljust(widths[0])
-        return f"| {' | '.join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])} |"
-
-    return "\n".join([row(head), f"| {' | '.join(rule)} |", *(row(line) for line in lines)])
 
 
 def _size(size: float) -> str:

@@ -325,9 +325,21 @@ def test_pairs_equal_brute_force(box, compiled, monkeypatch):
             assert count_pairs(*one, *other, radii) == brute_force(one, other, radii), (count, others, radii)
 
 
-def test_too_many_pairs_are_not_compared():
+def test_pairs_across_bands_count_once(monkeypatch):
+    random = np.random.default_rng(8)
+    (ra, other_ra), (dec, other_dec) = 3 * random.random((2, 1000)), 3 * random.random((2, 1000)) - 1
+    expected = count_pairs(ra, dec, other_ra, other_dec, [0.05, 0.3])
+    assert expected[0] > 1000
+    for points in (999, 300, 7):
+        monkeypatch.setattr("skymill.pairs.BAND_POINTS", points)
+        assert count_pairs(ra, dec, other_ra, other_dec, [0.05, 0.3]) == expected
+
+
+def test_too_many_pairs_are_not_compared(monkeypatch):
     ra, dec = np.random.default_rng(1).random((2, 2000))
     none = np.empty(0)
+    assert count_pairs(ra, dec, none, none, [0.5], 1000) is None
+    monkeypatch.setattr("skymill.pairs.BAND_POINTS", 500)
     assert count_pairs(ra, dec, none, none, [0.5], 1000) is None
     assert count_pairs(ra, dec, none, none, [0.5], 2000 * 2000)[0] > 1000
 

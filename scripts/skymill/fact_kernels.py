@@ -24,6 +24,9 @@ log = logging.getLogger("skymill")
 SOURCE = Path(__file__).with_name("facts.c")
 
 
+_Lanes = ctypes.c_uint64 * LANES
+
+
 class _Column(ctypes.Structure):
     _fields_ = (
         ("kind", ctypes.c_int64),
@@ -65,10 +68,10 @@ class FactKernels:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self.take_columns = functions.take_columns
         self.take_columns.restype = None
-        self.take_columns.argtypes = [pointer, number, number, pointer, pointer]
+        self.take_columns.argtypes = [pointer, number, number, pointer]
         self._hash_rows = functions.hash_rows
         self._hash_rows.restype = None
-        self._hash_rows.argtypes = [pointer, pointer, pointer, number, pointer, pointer, pointer, pointer]
+        self._hash_rows.argtypes = [*(pointer, number, pointer, number), *4 * [pointer]]
         self._count_near = functions.count_near
         self._count_near.restype = None
         self._count_near.argtypes = [
@@ -78,9 +81,9 @@ class FactKernels:
     def hash_rows(
         self,
         keys: np.ndarray,
-        constants: np.ndarray,
+        constants: Sequence[int],
         numbers: np.ndarray,
-        factors: np.ndarray,
+        factors: Sequence[int],
         index: np.ndarray | None,
     ) -> tuple[int, int]:
         """The hash of rows by the sums of their columns.
@@ -89,22 +92,22 @@ class FactKernels:
         ----------
         keys : `numpy.ndarray`, uint64, (2, n)
             The sums.
-        constants : `numpy.ndarray`, uint64, (2,)
+        constants : sequence of `int`, (2,)
             What is added to each row's sums.
         numbers : `numpy.ndarray`, int32
             Whole numbers, one for each row; times ``factors``, modulo 2^32, they are added, too.
-        factors : `numpy.ndarray`, uint64, (2,)
+        factors : sequence of `int`, (2,)
         index : `numpy.ndarray`, int64, or `None`
             Which rows; by default all.
         """
         keys, numbers = np.ascontiguousarray(keys), np.ascontiguousarray(numbers, dtype=np.int32)
         index = None if index is None else np.ascontiguousarray(index, dtype=np.int64)
-        sums = np.zeros(LANES, dtype=np.uint64)
+        sums = _Lanes()
         self._hash_rows(
-            address(keys[0]), address(keys[1]), None if index is None else address(index), len(numbers),
-            address(constants), address(numbers), address(factors), address(sums),
+            address(keys), keys.shape[1], None if index is None else address(index), len(numbers),
+            _Lanes(*constants), address(numbers), _Lanes(*factors), sums,
         )  # fmt: skip
-        return int(sums[0]), int(sums[1])
+        return sums[0], sums[1]
 
     def count_near(
         self, points: np.ndarray, others: np.ndarray, ranges: Sequence[np.ndarray], limits: np.ndarray
@@ -146,6 +149,8 @@ class ColumnTaker:
                 counts = self._counts[column.name] = np.zeros(len(edges) + 1, dtype=np.int64)
                 item.edges, item.num_edges, item.counts = address(edges), len(edges), address(counts)
                 self._held.append(edges)
+        names = (facts.nulls, facts.least, facts.greatest, facts.total)
+        self._names = [[fact(column.name) for fact in names] for column in kind.columns]
         self._blank = bytes(self._table)
 
     def reset(self) -> None:
@@ -173,26 +178,26 @@ class ColumnTaker:
             item.values = address(data)
             item.null = None if null is None else address(null)
             held += [data, null]
-        self._kernels.take_columns(
-            ctypes.addressof(self._table), len(self._table), count, address(keys[0]), address(keys[1])
-        )
+        self._kernels.take_columns(ctypes.addressof(self._table), len(self._table), count, address(keys))
         return keys
 
     def facts(self) -> dict[str, Fact]:
         """The facts of columns that are no strings, of all rows that were taken; those of columns without values are left out."""
         found: dict[str, Fact] = {}
-        for item, column in zip(self._table, self._kind.columns, strict=True):
-            name = column.name
+        for item, column, (nulls, least, greatest, total) in zip(
+            self._table, self._kind.columns, self._names, strict=True
+        ):
             if item.kind == STRING_KIND:
                 continue
-            found[facts.nulls(name)] = item.nulls
-            if name in self._counts:
+            found[nulls] = item.nulls
+            if column.name in self._counts:
                 if item.filled:
-                    found |= {facts.least(name): item.low, facts.greatest(name): item.high}
-                found |= zip(facts.bins(name, self._kind.edges[name]), self._counts[name].tolist(), strict=True)
+                    found[least], found[greatest] = item.low, item.high
+                bins = facts.bins(column.name, self._kind.edges[column.name])
+                found.update(zip(bins, self._counts[column.name].tolist(), strict=True))
                 continue
             turned = 2**63 if column.type.dtype == np.uint64 else 0
             if item.filled:
-                found |= {facts.least(name): item.least + turned, facts.greatest(name): item.greatest + turned}
-            found[facts.total(name)] = (item.sum_high << 32) + item.sum_low
+                found[least], found[greatest] = item.least + turned, item.greatest + turned
+            found[total] = (item.sum_high << 32) + item.sum_low
         return found

@@ -103,7 +103,8 @@ FOR_NEWER_PROCESSORS static void take_integers(column_t *column, const int64_t *
     break
 
 /* Take the facts of columns, and add them to the sums of their rows. */
-void take_columns(column_t *columns, int64_t num_columns, int64_t rows, uint64_t *first, uint64_t *second) {
+void take_columns(column_t *columns, int64_t num_columns, int64_t rows, uint64_t *sums) {
+    uint64_t *first = sums, *second = sums + rows;
     union {
         uint64_t bits[BLOCK];
         int64_t whole[BLOCK];
@@ -162,13 +163,13 @@ void take_columns(column_t *columns, int64_t num_columns, int64_t rows, uint64_t
 }
 
 /* Mix the sums of rows, and add them up: rows in order, or those of an index; with a constant, and a column of small numbers. */
-FOR_NEWER_PROCESSORS void hash_rows(const uint64_t *first, const uint64_t *second, const int64_t *index, int64_t rows,
+FOR_NEWER_PROCESSORS void hash_rows(const uint64_t *rows_sums, int64_t num_rows, const int64_t *index, int64_t rows,
                                     const uint64_t *constants, const int32_t *numbers, const uint64_t *factors,
                                     uint64_t *sums) {
     static const uint32_t mix[2][2] = {{0x2C1B3C6Du, 0x297A2D39u}, {0x31848BABu, 0x2D2816FDu}};
     uint64_t keys[BLOCK];
     for (int lane = 0; lane < 2; lane++) {
-        const uint64_t *from = lane ? second : first;
+        const uint64_t *from = rows_sums + lane * num_rows;
         uint64_t sum = 0;
         for (int64_t start = 0; start < rows; start += BLOCK) {
             int64_t count = rows - start < BLOCK ? rows - start : BLOCK;

@@ -27,7 +27,7 @@ BLOCK_BYTES = 1 << 19
 #: The same without the kernels: each block costs time of its own.
 ARROW_BLOCK_BYTES = 1 << 25
 #: Text that is moved before the files are forgotten.
-MAPPED_BYTES = 1 << 23
+MAPPED_BYTES = 1 << 21
 
 
 def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

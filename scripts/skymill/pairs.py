@@ -13,6 +13,8 @@ import numpy as np
 
 #: Pairs that are compared at a time.
 BLOCK_PAIRS = 1 << 17
+#: Points that are sorted into cells at a time, in a band of declination.
+BAND_POINTS = 1 << 16
 #: Cells are half as wide as the radius where they would hold more points than this.
 DENSE = 16
 #: Points are sought along one axis only if there are not more than so many for each.
@@ -102,18 +104,56 @@ def count_pairs(
         The pairs for each radius; None if more would have to be compared than allowed.
     """
     limits = [chord_squared(radius) for radius in radii_deg]
-    if not len(ra_deg):
-        return [0] * len(limits)
-    vectors, others = _vectors(ra_deg, dec_deg), _vectors(other_ra_deg, other_dec_deg)
+    counts, candidates = np.zeros(len(limits), dtype=np.int64), 0
+    for band in _bands(ra_deg, dec_deg, other_ra_deg, other_dec_deg, max(radii_deg)):
+        left = None if most_candidates is None else most_candidates - candidates
+        found, compared = _count_band(_vectors(*band[:2]), _vectors(*band[2:]), limits, left)
+        candidates += compared
+        if most_candidates is not None and candidates > most_candidates:
+            return None
+        counts += found
+    return counts.tolist()
+
+
+def _bands(
+    ra_deg: np.ndarray, dec_deg: np.ndarray, other_ra_deg: np.ndarray, other_dec_deg: np.ndarray, radius_deg: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Points in bands of declination, each with all others that may be near; a pair across two bands is met in both."""
+    if len(ra_deg) <= BAND_POINTS:
+        if len(ra_deg):
+            yield ra_deg, dec_deg, other_ra_deg, other_dec_deg
+        return
+    order = np.argsort(dec_deg)
+    dec = dec_deg[order]
+    bounds = np.linspace(0, len(dec), math.ceil(len(dec) / BAND_POINTS) + 1).astype(int).tolist()
+    for start, stop in itertools.pairwise(bounds):
+        # A little more than the radius, for what is rounded.
+        low, high = dec[start] - radius_deg - 1e-9, dec[stop - 1] + radius_deg + 1e-9
+        first, last = np.searchsorted(dec, (low, high))
+        mine, beside = order[start:stop], np.concatenate([order[first:start], order[stop:last]])
+        near = np.flatnonzero((other_dec_deg >= low) & (other_dec_deg <= high))
+        yield (
+            ra_deg[mine],
+            dec_deg[mine],
+            np.concatenate([ra_deg[beside], other_ra_deg[near]]),
+            np.concatenate([dec_deg[beside], other_dec_deg[near]]),
+        )
+
+
+def _count_band(
+    vectors: np.ndarray, others: np.ndarray, limits: Sequence[float], most: int | None
+) -> tuple[np.ndarray, int]:
+    """Ordered pairs of points, and of points with others, below each limit (int64), and how many were compared: none if they are too many."""
     reach = max(math.sqrt(max(limits)) * (1.0 + 1e-9), SMALLEST)
     home, among, beside = _in_strips(vectors, others, reach)
-    if _count(among) + _count(beside) > SPARSE * (len(ra_deg) + len(other_ra_deg)):
+    if _count(among) + _count(beside) > SPARSE * (vectors.shape[1] + others.shape[1]):
         vectors, others = _turned(vectors, others)
         home, among, beside = _in_cells(vectors, others, reach)
-    if most_candidates is not None and _count(among) + _count(beside) > most_candidates:
-        return None
+    compared = _count(among) + _count(beside)
+    if most is not None and compared > most:
+        return np.zeros(len(limits), dtype=np.int64), compared
     inside, outside = (_count_near(points, home, found, limits) for points, found in ((home, among), (others, beside)))
-    return (2 * inside + outside).tolist()
+    return 2 * inside + outside, compared
 
 
 def _count_near(points: np.ndarray, others: np.ndarray, ranges: _Ranges, limits: Sequence[float]) -> np.ndarray:

@@ -39,18 +39,21 @@ def save_places(path: Path, parts: list[np.ndarray], row_ends: np.ndarray) -> No
     path : `pathlib.Path`
         The CSV file.
     parts : `list` [`numpy.ndarray`]
-        Places, block by block.
+        Places, block by block; their ``end`` is filled.
     row_ends : `numpy.ndarray`, int64
         Offset behind each row, its line feed included.
     """
     if not len(row_ends):
         return
-    places = np.concatenate(parts)
-    places["end"] = row_ends - (3 + digits(places["chunk"]) + digits(places["sub_chunk"]))
     target = places_path(path)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
+    head = {"descr": np.lib.format.dtype_to_descr(PLACE), "fortran_order": False, "shape": row_ends.shape}
+    ends = np.split(row_ends, np.cumsum([len(part) for part in parts])[:-1])
     with open(aside, "wb") as file:
-        np.save(file, places)
+        np.lib.format.write_array_header_1_0(file, head)
+        for places, end in zip(parts, ends, strict=True):
+            places["end"] = end - (3 + digits(places["chunk"]) + digits(places["sub_chunk"]))
+            file.write(places)
     os.replace(aside, target)
 
 

@@ -155,13 +155,13 @@ def hash_placed(
         return hash_keys(placed)
     places = [hasher.places[name] for name in ("chunkId", "subChunkId")]
     terms, factors = ([multiplier(place, 2 * lane) for lane in range(LANES)] for place in places)
-    constants = np.array([chunk * factor & _MASK for factor in terms], dtype=np.uint64)
-    return kernels.hash_rows(keys, constants, sub_chunk, np.array(factors, dtype=np.uint64), index)
+    constants = [chunk * factor & _MASK for factor in terms]
+    return kernels.hash_rows(keys, constants, sub_chunk, factors, index)
 
 
 def whole_numbers(values: np.ndarray) -> np.ndarray:
     """The data of values that are no strings; times as microseconds since 1970."""
-    data = np.ma.getdata(values)
+    data = values.data if isinstance(values, np.ma.MaskedArray) else values
     return data.view(np.int64) if data.dtype.kind == "M" else data
 
 

@@ -64,7 +64,8 @@ class Tally:
         for column in self._strings.values():
             self._count_strings(column, values[column.name])
         for name, parts in self._keys.items():
-            parts.append(_different(np.ma.compressed(values[name])))
+            held = values[name]
+            parts.append(_different(held.compressed() if isinstance(held, np.ma.MaskedArray) else held))
         return keys
 
     def count_filters(self, codes: np.ndarray) -> None:

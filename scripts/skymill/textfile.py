@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import kernels
-from .columns import Column, Strings, Values
+from .columns import Column, Strings, Values, concatenate
 
 #: Values that are held back until they are written in one go, where there are no kernels.
 FLUSH_VALUES = 1 << 18
@@ -166,7 +166,7 @@ class TableFile:
         if self._waiting:
             values = self._waiting[0]
             if len(self._waiting) > 1:
-                values = {c.name: _concatenate([part[c.name] for part in self._waiting]) for c in self.columns}
+                values = {c.name: concatenate([part[c.name] for part in self._waiting]) for c in self.columns}
             self._waiting, self._held = [], 0
             text = np.frombuffer(format_rows(self.columns, values), np.uint8)
             if self._ends is not None:
@@ -197,21 +197,3 @@ class TableFile:
     def row_ends(self) -> np.ndarray:
         """Offset of the byte behind each row (int64)."""
         return np.concatenate(self._ends) if self._ends else np.empty(0, np.int64)
-
-
-def _concatenate(parts: list[Values]) -> Values:
-    first = parts[0]
-    if isinstance(first, Strings):
-        if all(part.values == first.values for part in parts):
-            return Strings(np.concatenate([part.codes for part in parts]), first.values)
-        values = tuple(dict.fromkeys(text for part in parts for text in part.values))
-        index = {text: i for i, text in enumerate(values)}
-        codes = []
-        for part in parts:
-            # The entry behind the last one maps the code -1, NULL, to itself.
-            lookup = np.array([*(index[text] for text in part.values), -1], dtype=np.int32)
-            codes.append(lookup[part.codes])
-        return Strings(np.concatenate(codes), values)
-    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        return np.ma.concatenate(parts)
-    return np.concatenate(parts)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from . import facts
-from .columns import Column, Rows, Strings, Values
+from .columns import Column, Rows, Values, concatenate
 from .config import Dataset, Table
 from .errors import SkymillError
 from .facts import Fact, table_facts
@@ -90,7 +90,8 @@ class ChunkTruth:
         self._children = {table.name: _Waiting([*table.columns, *_FILTERS]) for table in tables[1:]}
         self._filters: dict[str, tuple[str, ...]] = {}
         self._home = 0
-        self._places: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._places: list[tuple[np.ndarray, np.ndarray]] = []
+        self._overlap_rows, self._overlap_hash = 0, (0, 0)
 
     def add_director(self, rows: Rows) -> None:
         """Take rows of the director that are at home in the chunk; all of them come before the halo."""
@@ -126,7 +127,8 @@ class ChunkTruth:
             counts = self._tables[name].filters.tolist()
             found[name] |= {facts.seen(text): count for text, count in zip(filters, counts, strict=False)}
         found[self._director.name] |= self._pairs()
-        return found | {self._director.overlap_name: self._overlap()}
+        overlap = {facts.ROWS: self._overlap_rows, **dict(zip(facts.HASH, self._overlap_hash, strict=True))}
+        return found | {self._director.overlap_name: overlap}
 
     def _take_director(self, values: dict[str, Values], ra: np.ndarray, dec: np.ndarray, sub_chunk: np.ndarray) -> None:
         name = self._director.name
@@ -139,23 +141,19 @@ class ChunkTruth:
         if home < len(ra):
             halo = values if not home else {column: part[home:] for column, part in values.items()}
             keys.append(self._taker.keys(name, halo, len(ra) - home))
-        self._places.append((ra, dec, keys[0] if len(keys) == 1 else np.concatenate(keys, axis=1)))
+        self._places.append((ra, dec))
+        # A row is in the overlap table once for each sub-chunk of the chunk that it is near.
+        overlap = self._chunker.locate_overlap(ra, dec)[2]
+        mine = np.flatnonzero(overlap.chunk == self._chunk)
+        self._overlap_rows += len(mine)
+        sums, sub_chunks = keys[0] if len(keys) == 1 else np.concatenate(keys, axis=1), overlap.sub_chunk[mine]
+        placed = hash_placed(self._taker.hashers[name], sums, self._chunk, sub_chunks, overlap.row[mine])
+        self._overlap_hash = add_hashes(self._overlap_hash, placed)
 
     def _take_child(self, name: str, values: dict[str, Values], sub_chunk: np.ndarray) -> None:
         tally = self._tables[name]
         tally.count_filters(values[_FILTERS[0].name])
         tally.take(values, len(sub_chunk), sub_chunk)
-
-    def _overlap(self) -> dict[str, Fact]:
-        """The facts of the overlap table: of the chunk's own rows and those of its neighbours, once for each sub-chunk that they are near."""
-        hasher = self._taker.hashers[self._director.name]
-        rows, found = 0, (0, 0)
-        for ra, dec, keys in self._places:
-            overlap = self._chunker.locate_overlap(ra, dec)[2]
-            mine = np.flatnonzero(overlap.chunk == self._chunk)
-            placed = hash_placed(hasher, keys, self._chunk, overlap.sub_chunk[mine], overlap.row[mine])
-            rows, found = rows + len(mine), add_hashes(found, placed)
-        return {facts.ROWS: rows, **dict(zip(facts.HASH, found, strict=True))}
 
     def _pairs(self) -> dict[str, Fact]:
         """For each radius the fewest and the most ordered pairs of an object of the chunk with any object."""
@@ -202,20 +200,8 @@ class _Waiting:
         if len(parts) == 1:
             yield parts[0]
         elif parts:
-            columns = {name: _joined([part[0][name] for part in parts]) for name in self._names}
+            columns = {name: concatenate([part[0][name] for part in parts]) for name in self._names}
             yield (columns, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]))
-
-
-def _joined(parts: list[Values]) -> Values:
-    """Values one behind the other."""
-    if isinstance(parts[0], Strings):
-        values = tuple(dict.fromkeys(text for part in parts for text in part.values))
-        # The last entry is for NULL, whose code is -1.
-        lookups = [np.array([*map(values.index, part.values), -1], dtype=np.int32) for part in parts]
-        return Strings(np.concatenate([look[part.codes] for look, part in zip(lookups, parts, strict=True)]), values)
-    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        return np.ma.concatenate(parts)
-    return np.concatenate(parts)
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------

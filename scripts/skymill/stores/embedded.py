@@ -25,8 +25,8 @@ from . import Contribution
 
 #: Small chunks of a tile go into one file together, up to about so much text [bytes].
 BATCH_BYTES = 1 << 26
-#: Text that is parsed at a time [bytes].
-BLOCK_BYTES = 1 << 24
+#: Text that is parsed at a time [bytes]; Arrow reads some blocks ahead, and parsed text takes several times its size.
+BLOCK_BYTES = 1 << 22
 #: Rows of a row group of the Parquet files, and bytes in memory: fewer rows if they are wide.
 GROUP_ROWS = 1 << 17
 GROUP_BYTES = 1 << 26

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 
 #: Targets that only read what others make, and write reports.
 READING = {"status", "plan", "report", "write_sky_page"}
+
+
+def collect_seldom() -> None:
+    """Look for garbage a hundredth as often: Snakemake makes objects by the hundred thousand, which live as long as it does."""
+    gc.set_threshold(100_000, 50, 100)
 
 
 def leave_lock(workflow: object) -> list[str]:

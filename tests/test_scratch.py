@@ -177,4 +177,7 @@ def test_requests_follow_the_forecast(tmp_path):
     assert 680 + 250 < resources.mem_mb(wildcards, 1) < 3 * (680 + 250)
     assert 100 * 8 / 60 < resources.runtime("generate")(wildcards, 1) < 10 * 100 * 8 / 60
     assert 100 * 6 / 60 < resources.runtime("ingest")(wildcards, 1) < 15 * 100 * 6 / 60
+    # 14 s to verify in DuckDB.
+    committed = SimpleNamespace(done="t000", tile="s0170p00000")
+    assert 100 * 14 / 60 < resources.runtime("verify_embedded")(committed, 1) < 10 * 100 * 14 / 60
     assert resources.forecast(SimpleNamespace(txn="t000", tile="s0001p00000")) == UNKNOWN

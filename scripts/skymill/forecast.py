@@ -26,8 +26,8 @@ MEMORY_PER_BYTE = 1.3
 BASE_MIN = 5
 #: Time [s] that each chunk may take whatever its size; 0.1 was seen.
 CHUNK_S = 1.0
-#: Text [bytes/s] that a step is sure to do; several times as much was seen.
-STEP_RATES = {"generate": 20e6, "partition": 60e6, "ingest": 20e6}
+#: Text [bytes/s] that a step is sure to do; several times as much was seen. MariaDB takes longer to answer the questions of verification.
+STEP_RATES = {"generate": 20e6, "partition": 60e6, "ingest": 20e6, "verify_embedded": 20e6, "verify_qserv": 5e6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,8 @@ class TileResources:
 
     def forecast(self, wildcards) -> TileForecast:  # noqa: ANN001 - made by Snakemake
         """What a tile is expected to hold."""
-        wave = self._state.transactions[wildcards.txn].wave
+        # A committed transaction is another wildcard, see rules/verify.smk.
+        wave = self._state.transactions[getattr(wildcards, "txn", None) or wildcards.done].wave
         if not forecast_path(self._state.root, wave).exists():
             return UNKNOWN
         found = self._read(wave).get(

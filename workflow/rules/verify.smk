@@ -25,7 +25,7 @@ rule verify_tile:
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
-        runtime=lambda wildcards, attempt: 120 * attempt,
+        runtime=RESOURCES.runtime(f"verify_{STATE.store}"),
     params:
         **COMMON,
         chunks=lambda wildcards: CHECKED.only,

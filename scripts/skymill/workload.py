@@ -7,7 +7,7 @@ from the truth of generation, and from chunks that are generated once more; the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,6 @@ from .columns import Column, Rows, Strings, Values
 from .config import Dataset, Table
 from .facts import Fact, TableFacts, table_facts
 from .queries import count_neighbours
-from .questions import DUCKDB, MYSQL, Dialect
 from .rowmaker import BoxStreams, RowMaker
 from .streams import stream
 
@@ -33,7 +32,6 @@ SHOWN_COLUMNS = 12
 SCANNED_COLUMNS = 3
 #: The radius of the near-neighbour query, as a part of the overlap.
 NEIGHBOUR_RADIUS = facts.PAIR_RADII[0]
-DIALECTS = {"duckdb": DUCKDB, "qserv": MYSQL}
 
 
 @dataclass
@@ -160,9 +158,22 @@ def _value(column: Column, values: Values, i: int) -> object:
 # -- classes --------------------------------------------------------------------------------------------------------------
 
 
-def _query(write: Callable[[Dialect, bool], str]) -> dict[str, str]:
-    """A query in each dialect, by a function of the dialect and whether it is Qserv's."""
-    return {name: write(dialect, name == "qserv") for name, dialect in DIALECTS.items()}
+def _class(
+    name: str, kind: str, description: str, sql: str | dict[str, str], cases: Sequence[dict], **more: object
+) -> dict:
+    """A class of queries; ``sql`` has its names in backticks, or is a query for each dialect."""
+    templates = sql if isinstance(sql, dict) else {"duckdb": sql.replace("`", '"'), "qserv": sql}
+    return {"name": name, "kind": kind, "description": description, "sql": templates, **more, "cases": list(cases)}
+
+
+def _in_box(director: Table, query: str, alias: str = "") -> dict[str, str]:
+    """A query, in each dialect, that ends with the condition that a row of a director lies in a box."""
+    ra, dec = (f'{alias}"{name}"' for name in director.position)
+    return {
+        "duckdb": query.replace("`", '"')
+        + f"{ra} BETWEEN {{ra_min}} AND {{ra_max}} AND {dec} BETWEEN {{dec_min}} AND {{dec_max}}",
+        "qserv": query + "qserv_areaspec_box({ra_min}, {dec_min}, {ra_max}, {dec_max})",
+    }
 
 
 def write_classes(
@@ -194,65 +205,47 @@ def write_classes(
 
 def _interactive(director: Table, children: Iterable[Table], samples: Sequence[Sample]) -> Iterator[dict]:
     """One object, and small boxes."""
-    key, columns = director.key, shown_columns(director)
-
-    def by_id(dialect: Dialect, _: bool) -> str:
-        listed = ", ".join(dialect.quote(column.name) for column in columns)
-        return f"SELECT {listed} FROM {director.name} WHERE {dialect.quote(key)} = {{{key}}}"
-
-    yield {
-        "name": f"{director.name}_by_id",
-        "kind": "interactive",
-        "description": f"One row of {director.name} by its id; any id of the file has one.",
-        "sql": _query(by_id),
-        "parameters": {key: {"file": f"{director.name}_ids.txt"}},
-        "expected_rows": 1,
-        "cases": [
-            {"parameters": {key: number}, "expected": {"rows": [row]}} for s in samples for number, row in s.objects
-        ],
-    }
-
-    def in_box(dialect: Dialect, qserv: bool, alias: str = "") -> str:
-        if qserv:
-            return "qserv_areaspec_box({ra_min}, {dec_min}, {ra_max}, {dec_max})"
-        ra, dec = (alias + dialect.quote(name) for name in director.position)
-        return f"{ra} BETWEEN {{ra_min}} AND {{ra_max}} AND {dec} BETWEEN {{dec_min}} AND {{dec_max}}"
-
-    yield {
-        "name": f"{director.name}_in_small_box",
-        "kind": "interactive",
-        "description": f"Rows of {director.name} in a small box on the sky.",
-        "sql": _query(lambda d, qserv: f"SELECT count(*) FROM {director.name} WHERE {in_box(d, qserv)}"),
-        "cases": [{"parameters": s.box, "expected": {"value": s.in_box}} for s in samples],
-    }
+    name, key = director.name, director.key
+    columns = ", ".join(f"`{column.name}`" for column in shown_columns(director))
+    yield _class(
+        f"{name}_by_id",
+        "interactive",
+        f"One row of {name} by its id; any id of the file has one.",
+        f"SELECT {columns} FROM {name} WHERE `{key}` = {{{key}}}",
+        [{"parameters": {key: number}, "expected": {"rows": [row]}} for s in samples for number, row in s.objects],
+        parameters={key: {"file": f"{name}_ids.txt"}},
+        expected_rows=1,
+    )
+    yield _class(
+        f"{name}_in_small_box",
+        "interactive",
+        f"Rows of {name} in a small box on the sky.",
+        _in_box(director, f"SELECT count(*) FROM {name} WHERE "),
+        [{"parameters": s.box, "expected": {"value": s.in_box}} for s in samples],
+    )
     for child in children:
-        yield {
-            "name": f"{child.name}_of_object",
-            "kind": "interactive",
-            "description": f"Rows of {child.name} that belong to one object.",
-            "sql": _query(
-                lambda d, _, child=child: f"SELECT count(*) FROM {child.name} WHERE {d.quote(child.key)} = {{{key}}}"
-            ),
-            "cases": [
+        yield _class(
+            f"{child.name}_of_object",
+            "interactive",
+            f"Rows of {child.name} that belong to one object.",
+            f"SELECT count(*) FROM {child.name} WHERE `{child.key}` = {{{key}}}",
+            [
                 {"parameters": {key: number}, "expected": {"value": s.children_of[child.name].get(number, 0)}}
                 for s in samples
                 for number, _ in s.objects
             ],
-        }
-        yield {
-            "name": f"{director.name}_{child.name}_in_small_box",
-            "kind": "interactive",
-            "description": f"Rows of {child.name} whose object lies in a small box.",
-            "sql": _query(
-                lambda d, qserv, child=child: (
-                    f"SELECT count(*) FROM {director.name} AS o JOIN {child.name} AS s ON o.{d.quote(key)} = s.{d.quote(child.key)} "
-                    f"WHERE {in_box(d, qserv, 'o.')}"
-                )
+        )
+        yield _class(
+            f"{name}_{child.name}_in_small_box",
+            "interactive",
+            f"Rows of {child.name} whose object lies in a small box.",
+            _in_box(
+                director,
+                f"SELECT count(*) FROM {name} AS o JOIN {child.name} AS s ON o.`{key}` = s.`{child.key}` WHERE ",
+                "o.",
             ),
-            "cases": [
-                {"parameters": s.box, "expected": {"value": s.children_in_box.get(child.name, 0)}} for s in samples
-            ],
-        }
+            [{"parameters": s.box, "expected": {"value": s.children_in_box.get(child.name, 0)}} for s in samples],
+        )
 
 
 def _ranges(kind: TableFacts, known: Mapping[str, Fact]) -> list[tuple[Column, dict, int]]:
@@ -275,98 +268,77 @@ def _ranges(kind: TableFacts, known: Mapping[str, Fact]) -> list[tuple[Column, d
 
 def _scans(kind: TableFacts, known: Mapping[str, Fact]) -> Iterator[dict]:
     """Full scans of a table."""
-    table = kind.table
+    name = kind.table.name
     for column, limits, count in _ranges(kind, known):
-        yield {
-            "name": f"{table.name}_scan_{column.name}",
-            "kind": "scan",
-            "description": f"A scan of {table.name} for a range of {column.name}, both ends included.",
-            "sql": _query(
-                lambda d, _, column=column: (
-                    f"SELECT count(*) FROM {table.name} WHERE {d.quote(column.name)} BETWEEN {{low}} AND {{high}}"
-                )
-            ),
-            "cases": [{"parameters": limits, "expected": {"value": count}}],
-        }
+        yield _class(
+            f"{name}_scan_{column.name}",
+            "scan",
+            f"A scan of {name} for a range of {column.name}, both ends included.",
+            f"SELECT count(*) FROM {name} WHERE `{column.name}` BETWEEN {{low}} AND {{high}}",
+            [{"parameters": limits, "expected": {"value": count}}],
+        )
         extremes = [[known.get(facts.least(column.name)), known.get(facts.greatest(column.name))]]
-        yield {
-            "name": f"{table.name}_extremes_{column.name}",
-            "kind": "scan",
-            "description": f"The least and the greatest {column.name} of {table.name}.",
-            "sql": _query(
-                lambda d, _, column=column: (
-                    f"SELECT min({d.quote(column.name)}), max({d.quote(column.name)}) FROM {table.name}"
-                )
-            ),
-            "cases": [{"parameters": {}, "expected": {"rows": extremes}}],
-        }
-    yield {
-        "name": f"{table.name}_by_chunk",
-        "kind": "scan",
-        "description": f"Rows of {table.name} in each chunk; chunks without rows are not among them.",
-        "sql": _query(
-            lambda d, _: f"SELECT {d.quote('chunkId')}, count(*) FROM {table.name} GROUP BY {d.quote('chunkId')}"
-        ),
-        "cases": [{"parameters": {}, "expected": {"file": f"{table.name}_by_chunk.csv"}}],
-    }
+        yield _class(
+            f"{name}_extremes_{column.name}",
+            "scan",
+            f"The least and the greatest {column.name} of {name}.",
+            f"SELECT min(`{column.name}`), max(`{column.name}`) FROM {name}",
+            [{"parameters": {}, "expected": {"rows": extremes}}],
+        )
+    yield _class(
+        f"{name}_by_chunk",
+        "scan",
+        f"Rows of {name} in each chunk; chunks without rows are not among them.",
+        f"SELECT `chunkId`, count(*) FROM {name} GROUP BY `chunkId`",
+        [{"parameters": {}, "expected": {"file": f"{name}_by_chunk.csv"}}],
+    )
 
 
 def _joins(dataset: Dataset, director: Table, child: Table, known: Mapping[str, Fact]) -> Iterator[dict]:
     """Joins of whole tables."""
-    for column, limits, count in _ranges(table_facts(dataset, child), known)[:1]:
-        yield {
-            "name": f"{director.name}_{child.name}_join",
-            "kind": "join",
-            "description": f"{director.name} joined with {child.name} over the sky, for a range of {column.name}.",
-            "sql": _query(
-                lambda d, _, column=column: (
-                    f"SELECT count(*) FROM {director.name} AS o JOIN {child.name} AS s "
-                    f"ON o.{d.quote(director.key)} = s.{d.quote(child.key)} "
-                    f"WHERE s.{d.quote(column.name)} BETWEEN {{low}} AND {{high}}"
-                )
-            ),
-            "cases": [{"parameters": limits, "expected": {"value": count}}],
-        }
-    visits = dataset.tables[child.visits]
     kind = table_facts(dataset, child)
+    for column, limits, count in _ranges(kind, known)[:1]:
+        yield _class(
+            f"{director.name}_{child.name}_join",
+            "join",
+            f"{director.name} joined with {child.name} over the sky, for a range of {column.name}.",
+            f"SELECT count(*) FROM {director.name} AS o JOIN {child.name} AS s ON o.`{director.key}` = s.`{child.key}` "
+            f"WHERE s.`{column.name}` BETWEEN {{low}} AND {{high}}",
+            [{"parameters": limits, "expected": {"value": count}}],
+        )
+    visits = dataset.tables[child.visits]
     reference = next((name for name, table, _ in kind.references if table == visits.name), None)
     start = facts.seen("")
     counts = [[n.removeprefix(start), c] for n, c in known.items() if n.startswith(start) and c]
     if reference is not None and counts and visits.ingest:
         shown, number = visits.visit["filter"], visits.visit["id"]
-        yield {
-            "name": f"{child.name}_{visits.name}_by_filter",
-            "kind": "join",
-            "description": f"Rows of {child.name} in each filter of {visits.name}.",
-            "sql": _query(
-                lambda d, _: (
-                    f"SELECT v.{d.quote(shown)}, count(*) FROM {child.name} AS s JOIN {visits.name} AS v "
-                    f"ON s.{d.quote(reference)} = v.{d.quote(number)} GROUP BY v.{d.quote(shown)}"
-                )
-            ),
-            "cases": [{"parameters": {}, "expected": {"rows": sorted(counts)}}],
-        }
+        yield _class(
+            f"{child.name}_{visits.name}_by_filter",
+            "join",
+            f"Rows of {child.name} in each filter of {visits.name}.",
+            f"SELECT v.`{shown}`, count(*) FROM {child.name} AS s JOIN {visits.name} AS v "
+            f"ON s.`{reference}` = v.`{number}` GROUP BY v.`{shown}`",
+            [{"parameters": {}, "expected": {"rows": sorted(counts)}}],
+        )
 
 
 def _neighbours(director: Table, radius_deg: float, pairs: Sequence[int]) -> dict:
     """The near-neighbour self-join."""
-    ra, dec = map(MYSQL.quote, director.position)
-    key = MYSQL.quote(director.key)
+    ra, dec = director.position
     qserv = (
         f"SELECT count(*) FROM {director.name} AS o1, {director.name} AS o2 "
-        f"WHERE scisql_angSep(o1.{ra}, o1.{dec}, o2.{ra}, o2.{dec}) < {{radius_deg}} AND o1.{key} <> o2.{key}"
+        f"WHERE scisql_angSep(o1.`{ra}`, o1.`{dec}`, o2.`{ra}`, o2.`{dec}`) < {{radius_deg}} "
+        f"AND o1.`{director.key}` <> o2.`{director.key}`"
     )
-    template = count_neighbours(director, radius_deg).replace(repr(radius_deg), "{radius_deg}")
-    return {
-        "name": f"{director.name}_neighbours",
-        "kind": "neighbours",
-        "description": (
-            f"Ordered pairs of {director.name} closer than a radius, which is at most the overlap. Pairs just at the radius may "
-            "count or not, by rounding."
-        ),
-        "sql": {"duckdb": template, "qserv": qserv},
-        "cases": [{"parameters": {"radius_deg": radius_deg}, "expected": {"between": list(pairs)}}],
-    }
+    duckdb = count_neighbours(director, radius_deg).replace(repr(radius_deg), "{radius_deg}")
+    return _class(
+        f"{director.name}_neighbours",
+        "neighbours",
+        f"Ordered pairs of {director.name} closer than a radius, which is at most the overlap. Pairs just at the radius may count or "
+        "not, by rounding.",
+        {"duckdb": duckdb, "qserv": qserv},
+        [{"parameters": {"radius_deg": radius_deg}, "expected": {"between": list(pairs)}}],
+    )
 
 
 # -- answers --------------------------------------------------------------------------------------------------------------

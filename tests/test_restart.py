@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
+from helpers import small_dataset
 from skymill.files import write_json
 from skymill.selection import expand_ranges
+from skymill.stores.embedded import EmbeddedStore
 from workflow import PROJECT, SMALL_SKY, partitioned_files, snakemake, write_config
 
 NOTHING = "Nothing to be done"
@@ -238,6 +240,15 @@ def test_a_full_disk_leaves_no_file_that_looks_complete(tmp_path):
     assert done.returncode != 0
     assert "File too large" in done.stderr
     assert list((tmp_path / "out").glob("*ForcedSource*")) == [] and list((tmp_path / "out").glob(".*")) == []
+
+
+def test_a_commit_takes_no_file_that_was_not_finished(tmp_path):
+    store = EmbeddedStore(small_dataset(), tmp_path)
+    transaction = store.start_transaction("t000", 0, {})
+    (store.staging / transaction / "Object").mkdir()
+    (store.staging / transaction / "Object" / ".s0003p00010.1210.parquet.16221").write_bytes(b"PAR1")
+    store.commit(transaction, {})
+    assert [path.name for path in store.committed.rglob("*")] == [transaction, "Object"]
 
 
 def test_small_files_are_written_aside(tmp_path):

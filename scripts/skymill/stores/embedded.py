@@ -89,6 +89,8 @@ class EmbeddedStore:
         }
         if {name: count for name, count in held.items() if count} != {name: c for name, c in rows.items() if c}:
             raise PoisonedError(f"transaction {transaction_id} holds the rows {held}, loaded were {dict(rows)}")
+        for path in folder.glob("*/.*"):
+            path.unlink()  # what a job that was killed had not finished
         os.rename(folder, target)
         return {}
 

@@ -243,7 +243,9 @@ def test_a_full_disk_leaves_no_file_that_looks_complete(tmp_path):
 
 
 def test_a_commit_takes_no_file_that_was_not_finished(tmp_path):
-    store = EmbeddedStore(small_dataset(), tmp_path)
+    dataset = small_dataset()
+    store = EmbeddedStore(dataset, tmp_path)
+    store.register(dataset, "")
     transaction = store.start_transaction("t000", 0, {})
     (store.staging / transaction / "Object").mkdir()
     (store.staging / transaction / "Object" / ".s0003p00010.1210.parquet.16221").write_bytes(b"PAR1")

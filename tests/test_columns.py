@@ -398,6 +398,20 @@ class Three(Generator):
         return [np.zeros(rows.count)] * 3
 
 
+class Raises(Generator):
+    def __init__(self):
+        1 / 0
+
+
+class RaisesLater(Three):
+    def check(self, table):
+        {}["x"]
+
+
+class DrawsNothing(Generator):
+    pass
+
+
 class Fraction(Generator):
     def draw(self, random, rows):
         return np.full(rows.count, 1.5)
@@ -522,6 +536,10 @@ def test_the_number_of_columns_of_a_generator_of_the_user(tmp_path):
             r"\"mine:Triangle\" has no option \"hight\"; it has width, centre",
         ),
         ({"mine:Triangle": -1}, r"Object\.columns \(x\): width = -1: it must be above 0"),
+        ("mine:Raises", r"\"mine:Raises\": ZeroDivisionError: division by zero \(mine\.py, line \d+\)"),
+        ("mine:RaisesLater", r"Object\.columns \(x\): KeyError: 'x' \(mine\.py, line \d+\)"),
+        ("mine:DrawsNothing", r"\"mine:DrawsNothing\": the class has no method draw"),
+        ({"mine:Three": 5}, r"\"mine:Three\" has no options; write generator: mine:Three"),
         ({"mine:Twice": "nothing"}, r"there is no column \"nothing\" in Object"),
     ],
 )
@@ -547,8 +565,8 @@ WRONG_OPTIONS = [
     ({"uniform": {"max": 0.5}}, "INT", r"min = 0\.0, max = 0\.5: INT holds whole numbers in -2147483648\.\.2147483647"),
     ({"uniform": {"max": 128}}, "TINYINT", r"max = 128: TINYINT holds whole numbers in -128\.\.127"),
     ({"uniform": {"min": -1}}, "INT UNSIGNED", r"min = -1, .*whole numbers in 0\.\.4294967295"),
-    ("uniform", "CHAR(1)", r"CHAR\(1\): it fills columns of the kind integer or float"),
-    ("normal", "INT", r"INT: it fills columns of the kind float"),
+    ("uniform", "CHAR(1)", r"CHAR\(1\): the generator fills columns of the kind integer or float"),
+    ("normal", "INT", r"INT: the generator fills columns of the kind float"),
     ({"normal": {"sigma": -1}}, "DOUBLE", r"sigma = -1: it must be at least 0"),
     ("poisson", "INT", r'generator "poisson" needs the option "mean"'),
     ({"poisson": -1}, "INT", r"mean = -1: it must be from 0 to 1e15"),
@@ -557,7 +575,7 @@ WRONG_OPTIONS = [
     ({"magnitude": {"law": "linear"}}, "FLOAT", r"law = 'linear': it must be flat or power"),
     ({"magnitude": {"unit": "nJy"}}, "FLOAT", r"unit = 'nJy': it must be magnitude or flux"),
     ({"magnitude": {"law": "power", "slope": 0}}, "FLOAT", r"slope = 0: it must be above 0 and at most 2"),
-    ("magnitude", "INT", r"INT: it fills columns of the kind float"),
+    ("magnitude", "INT", r"INT: the generator fills columns of the kind float"),
     ({"choice": {"values": []}}, "INT", r"values: at least one is needed"),
     ({"choice": {"values": [1, 300]}}, "TINYINT", r"value 300 does not fit TINYINT"),
     ({"choice": {"values": [1, 0.5]}}, "INT", r"value 0\.5 does not fit INT"),
@@ -578,7 +596,7 @@ WRONG_OPTIONS = [
     ({"constant": 1}, "CHAR(1)", r"value 1 does not fit CHAR\(1\) \(put quotes around it\)"),
     ({"constant": 256}, "TINYINT UNSIGNED", r"value 256 does not fit TINYINT UNSIGNED"),
     ("unique_id", "INT", r"INT: ids need BIGINT"),
-    ("unique_id", "DOUBLE", r"DOUBLE: it fills columns of the kind integer"),
+    ("unique_id", "DOUBLE", r"DOUBLE: the generator fills columns of the kind integer"),
     ({"director": "psRa"}, "DOUBLE", r"Object is no child table"),
     ({"visit": "ra"}, "DOUBLE", r"Object has no rows: \{visits: \.\.\.\}"),
     ({"forced_flux": {"flux": "{filter}PsFlux", "sigma": "x"}}, "DOUBLE", r"Object has no rows: \{visits: \.\.\.\}"),
@@ -631,7 +649,7 @@ def test_wrong_options_are_refused(entry, sql, message):
         (
             {"forced_flux": {"flux": "{filter}PsFlux", "sigma": "psFlux_Sigma"}},
             "INT",
-            r"INT: it fills columns of the kind float",
+            r"INT: the generator fills columns of the kind float",
         ),
         ("position", "DOUBLE", r"position"),
     ],

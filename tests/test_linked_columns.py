@@ -444,7 +444,7 @@ def test_a_group_is_the_same_as_its_entries_written_out():
 IN_OBJECT = [
     ({"text": -1}, "CHAR(3)", r"length = -1: it must be a whole number from 0 to 3"),
     ({"text": 4}, "CHAR(3)", r"length = 4: .* from 0 to 3"),
-    ("text", "INT", r"INT: it fills columns of the kind string"),
+    ("text", "INT", r"INT: the generator fills columns of the kind string"),
     ({"unique_id": {"first": 5}}, "BIGINT", r"first = 5: only the ids of a regular table are counted"),
     ({"time": {"start": "2025-01-01"}}, "DATETIME", r"give either start and end, or mjd"),
     ({"time": {"start": "a", "end": "2025-01-01", "mjd": "uPsFlux"}}, "DATETIME", r"give either start and end, or mjd"),
@@ -453,7 +453,7 @@ IN_OBJECT = [
     ({"time": {"start": "monday", "end": "2025-01-01"}}, "DATETIME", r"start = 'monday': write a time as \"2025-06-30"),
     ({"time": {"start": 2025, "end": "2025-01-01"}}, "DATETIME", r"start = 2025: write a time as .* in quotes"),
     ({"time": {"start": "0900-01-01", "end": "2025-01-01"}}, "DATETIME", r"from the year 1000"),
-    ({"time": {"mjd": "uPsFlux"}}, "DOUBLE", r"DOUBLE: it fills columns of the kind datetime"),
+    ({"time": {"mjd": "uPsFlux"}}, "DOUBLE", r"DOUBLE: the generator fills columns of the kind datetime"),
     ({"time": {"mjd": "objectId"}}, "DATETIME", r"mjd = 'objectId': it is BIGINT NOT NULL; times need DOUBLE"),
     ({"time": {"mjd": "nothing"}}, "DATETIME", r'there is no column "nothing" in Object'),
     ({"linear": {"column": "nothing"}}, "DOUBLE", r'there is no column "nothing" in Object'),
@@ -472,7 +472,7 @@ IN_OBJECT = [
         r"value '2025-13-01' does not fit DATETIME \(write \"2025-06-30 23:30:00\"",
     ),
     ({"constant": 5}, "DATETIME", r"value 5 does not fit DATETIME"),
-    ({"uniform": {"max": 5}}, "DATETIME", r"DATETIME: it fills columns of the kind integer or float"),
+    ({"uniform": {"max": 5}}, "DATETIME", r"DATETIME: the generator fills columns of the kind integer or float"),
 ]
 IN_CHILD = [
     (
@@ -549,13 +549,13 @@ def region(*box, **keys):
         (child_rows(select={"column": "gPsFlux", "above": 1, "edge": -1}), r"rows.*edge: -1 .*at least 0"),
         (
             child_rows(detectors=[3, 3]),
-            r"tables\.ForcedSource\.rows\.detectors: only a table of detectors has such a key",
+            r"tables\.ForcedSource\.rows\.detectors: only a regular table of detectors has such a key",
         ),
         (detector_rows(spacing_deg=None), r'tables\.Detector\.rows: the key "spacing_deg" is missing'),
         (detector_rows(detectors=None), r'tables\.Detector\.rows: the key "detectors" is missing'),
-        (detector_rows(radius_deg=1), r"tables\.Detector\.rows\.radius_deg: only a child has such a key"),
-        (detector_rows(visits="Object"), r"tables\.Detector\.rows\.visits: 'Object' is not a table of visits"),
-        (detector_rows(visits="Detector"), r"tables\.Detector\.rows\.visits: 'Detector' is not a table of visits"),
+        (detector_rows(radius_deg=1), r"tables\.Detector\.rows\.radius_deg: only a child table has such a key"),
+        (detector_rows(visits="Object"), r'tables\.Detector\.rows\.visits: "Object" is not a table of visits'),
+        (detector_rows(visits="Detector"), r'tables\.Detector\.rows\.visits: "Detector" is not a table of visits'),
         (detector_rows(detectors=[3]), r"detectors: \[3\]"),
         (region(10, 20, 30, 20), r"tables\.CcdVisit\.region: \[10\.0, 20\.0, 30\.0, 20\.0\]: write \[ra_min"),
         (region(10, 20, 10, 95), r"tables\.CcdVisit\.region: .*: write \[ra_min"),

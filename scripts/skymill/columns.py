@@ -147,7 +147,9 @@ def need_kind(generator: Generator, *kinds: str) -> None:
     """Refuse columns of other kinds."""
     for column in generator.columns:
         if column.type.kind not in kinds:
-            raise ValueError(f"{column.type.text}: it fills columns of the kind {' or '.join(kinds)}")
+            raise ValueError(
+                f"{column.type.text}: the generator fills columns of the kind {' or '.join(kinds)}; choose another one"
+            )
 
 
 def need_numbers(**options: object) -> None:

@@ -1,17 +1,23 @@
 """A chunk that fails stops nothing but itself: the others are loaded, and the next run makes only what failed."""
 
 import copy
+import errno
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ingest_tile import GIVE_UP, load_each
+from skymill.config import Dataset
 from skymill.errors import PoisonedError, SkymillError
 from skymill.failures import TileFailures, read_failures
 from skymill.files import write_json
+from skymill.places import PLACE, save_places
 from skymill.retries import own_chunks, plan_retry, with_retries
+from skymill.step import start_step
 from skymill.stores import Contribution
 from test_restart import NOTHING, stored_rows
 from workflow import SMALL_SKY, partitioned_files, snakemake, write_config
@@ -279,3 +285,31 @@ def test_each_chunk_belongs_to_one_tile_or_retry(tmp_path):
             shares = {tile: own_chunks(root, "t000", tile).tolist() for tile in found}
             assert shares == {tile: [c for c, owner in expected.items() if owner == tile] for tile in found}
     assert json.loads((root / "ingest" / "retries" / "t000" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device; free some space, or take another disk"),
+        (PermissionError(errno.EACCES, "x", "a/b"), "Permission denied: a/b; see who owns the file or folder"),
+        (MemoryError(), "Cannot allocate memory; run fewer jobs at a time"),
+    ],
+)
+def test_an_error_of_the_machine_ends_a_step_in_words(tmp_path, monkeypatch, capsys, error, message):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    config = Dataset.from_config(SMALL_SKY, Path()).config
+    step = SimpleNamespace(log=[tmp_path / "log"], rule="make", config=config, params=SimpleNamespace(folder="."))
+    start_step(step)
+    sys.excepthook(type(error), error, None)
+    printed = capsys.readouterr().err
+    assert f"make: {message}" in printed and "Traceback" not in printed
+
+
+def test_a_full_disk_is_one_also_where_numpy_does_not_say_so(tmp_path, monkeypatch):
+    def save(*_):
+        raise OSError("629 requested and 378 written")
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_places(tmp_path / "chunk_0.txt", [np.zeros(1, PLACE)], np.array([10]))
+    assert caught.value.errno == errno.ENOSPC

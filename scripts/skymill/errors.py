@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 #: Longest text of a value in a message.
 LONGEST = 200
+_SPACE = "free some space, or take another disk (--directory, or the key scratch)"
+_RIGHTS = "see who owns the file or folder, and may read and write it, or take another folder (--directory)"
+_FILES = "raise the limit of open files (ulimit -n), or run fewer jobs at a time (--cores)"
+_MEMORY = "run fewer jobs at a time (--cores), or on a machine with more memory"
+_DISK = "see whether the disk, or the network to it, works"
+#: What to do about errors of the machine.
+MACHINE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENOMEM: _MEMORY,
+    errno.EIO: _DISK,
+    errno.ESTALE: _DISK,
+}
 
 
 class SkymillError(Exception):
@@ -26,3 +46,12 @@ def show(value: object) -> str:
         return "null (no value)"
     text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def machine_error(error: BaseException) -> str | None:
+    """An error of the machine with what to do about it; None for any other error."""
+    code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if code not in MACHINE:
+        return None
+    path = getattr(error, "filename", None)
+    return f"{os.strerror(code)}{f': {path}' if path else ''}; {MACHINE[code]}, and run again"

@@ -6,6 +6,7 @@ offset of the byte behind the row's own columns, where its chunkId and subChunkI
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def save_places(path: Path, parts: list[np.ndarray], row_ends: np.ndarray) -> No
     target = places_path(path)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     with open(aside, "wb") as file:
-        np.save(file, places)
+        try:
+            np.save(file, places)
+        except OSError as error:
+            # Of a disk that is full numpy says only how many items it has written.
+            code = error.errno or errno.ENOSPC
+            raise OSError(code, os.strerror(code), str(aside)) from error
     os.replace(aside, target)
 
 

@@ -35,12 +35,20 @@ def read_json(path: Path) -> dict:
     Raises
     ------
     SkymillError
-        If it cannot be read.
+        If it cannot be read, or holds no JSON object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SkymillError(f"cannot read {path}: {error}") from None
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SkymillError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise SkymillError(
+            f"cannot read {path}: it is no JSON object, so it was damaged after it was written; put it back from a copy, or begin in "
+            "another folder (--directory)"
+        )
+    return content
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .chunker import Box, max_alpha_deg
 from .columns import Column, Rows, Strings, Values
 from .config import Dataset, Table
 from .density import UniformDensity
-from .errors import ConfigError
+from .errors import ConfigError, SkymillError
 from .rowmaker import BoxStreams, fill_columns
 from .streams import NO_CHUNK, stream
 
@@ -348,9 +349,21 @@ def load_visits(path: Path, table: Table) -> Visits:
 
 
 def load_arrays(path: Path, table: Table) -> dict[str, Values]:
-    """Read the columns that `save_arrays` wrote."""
+    """Read the columns that `save_arrays` wrote.
+
+    Raises
+    ------
+    SkymillError
+        If the file is damaged.
+    """
     columns: dict[str, Values] = {}
-    with np.load(path, allow_pickle=False) as arrays:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise SkymillError(
+            f"cannot read {path}: it was damaged after it was written; remove it and run again"
+        ) from None
+    with file as arrays:
         for column in table.columns:
             name = column.name
             if f"codes:{name}" in arrays:

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 from skymill.chunker import Chunker
 from skymill.csv_dialect import Dialect
 from skymill.csv_partitioner import Options, Partitioner
-from skymill.errors import ConfigError, SkymillError
+from skymill.errors import ConfigError, SkymillError, in_words
 
 
 class Setting(NamedTuple):
@@ -149,8 +149,10 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:
         try:
             patch = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the configuration file {path}: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(f"cannot read the configuration file {path}, it is no JSON: {error}") from None
         if not isinstance(patch, dict):
             raise ConfigError(f"{path}: it must hold a JSON object, like {{...}}")
         config = merge_patch(config, patch)
@@ -342,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_options(values)
         summary = Partitioner(options).run(list_inputs(values["in.path"]))
     except (SkymillError, OSError) as error:
-        print(f"partition_csv: {error}", file=sys.stderr)
+        print(f"partition_csv: {in_words(error)}", file=sys.stderr)
         return 1
     report: dict[str, Any] = {
         "rows": summary.rows,

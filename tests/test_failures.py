@@ -4,6 +4,8 @@ import copy
 import errno
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from ingest_tile import GIVE_UP, load_each
 from skymill.config import Dataset
 from skymill.errors import PoisonedError, SkymillError
 from skymill.failures import TileFailures, read_failures
-from skymill.files import write_json
+from skymill.files import lock, write_json
 from skymill.places import PLACE, save_places
 from skymill.retries import own_chunks, plan_retry, with_retries
 from skymill.step import start_step
@@ -175,7 +177,7 @@ def test_damaged_files_are_made_again(tmp_path, fail):
     cut.write_bytes(cut.read_bytes()[:-10])
     load = ("--config", "ingest={store: embedded}", "keep={partitioned: true}")
     printed = snakemake(tmp_path, *load, config=config, ok=False)
-    assert "1 of 16 chunks of t000 are missing (327)" in printed and "it has to be made again" in printed
+    assert "1 of 16 chunks of t000 are missing (327)" in printed and "run again, which makes it anew" in printed
     printed = snakemake(tmp_path, *load, config=config)
     assert jobs(printed, "ingest") == ["loading tile s0009p00000r1 of t000, missing chunks: 1"]
     assert partitioned_files(root) == before
@@ -313,3 +315,20 @@ def test_a_full_disk_is_one_also_where_numpy_does_not_say_so(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left on device") as caught:
         save_places(tmp_path / "chunk_0.txt", [np.zeros(1, PLACE)], np.array([10]))
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_job_that_waits_for_another_says_so(tmp_path, caplog):
+    path = tmp_path / "locks" / "s0000p00000"
+
+    def wait():
+        with lock(path):
+            pass
+
+    waiting = threading.Thread(target=wait)
+    with lock(path):
+        waiting.start()
+        until = time.monotonic() + 10
+        while not caplog.text and time.monotonic() < until:
+            time.sleep(0.01)
+    waiting.join()
+    assert "another job is still at work on the same files; waiting for" in caplog.text and str(path) in caplog.text

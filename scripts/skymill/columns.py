@@ -233,7 +233,7 @@ class Position(Generator):
         step = wanted // 2
         if table.position is not None and [self.columns[0].name, self.columns[step].name] != list(table.position):
             raise ValueError(
-                f"columns {[c.name for c in self.columns]}: RA and Dec must be the table's position {table.position}"
+                f"the columns {', '.join(c.name for c in self.columns)}: RA and Dec must be the table's position, {', '.join(table.position)}"
             )
         for column in (self.columns[0], self.columns[step]):
             if column.type.dtype != np.float64:

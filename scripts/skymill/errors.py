@@ -55,3 +55,10 @@ def machine_error(error: BaseException) -> str | None:
         return None
     path = getattr(error, "filename", None)
     return f"{os.strerror(code)}{f': {path}' if path else ''}; {MACHINE[code]}, and run again"
+
+
+def in_words(error: Exception) -> str:
+    """An error for a person who has called a command: without the number and the notation that Python gives to errors of files."""
+    if isinstance(error, OSError) and error.strerror:
+        return machine_error(error) or f"{error.strerror}: {error.filename}"
+    return str(error)

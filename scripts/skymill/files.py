@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import SkymillError
+
+log = logging.getLogger("skymill")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,5 +77,12 @@ def lock(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning(
+                "another job is still at work on the same files; waiting for %s (after a kill, make recover ends it)",
+                path,
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

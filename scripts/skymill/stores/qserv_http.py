@@ -169,7 +169,9 @@ class QservClient:
         with open(path, "rb", buffering=0) as file:
             found = os.fstat(file.fileno()).st_size
             if found != size:
-                raise SkymillError(f"{path}: it has {found} bytes, its manifest says {size}; partition the tile again")
+                raise SkymillError(
+                    f"{path}: it has {found} bytes, its manifest says {size}; run again, which makes it anew"
+                )
 
             def send() -> dict:
                 return self._exchange("POST", target, headers, [head.encode(), file, tail], self.timeout_s)

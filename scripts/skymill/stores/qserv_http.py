@@ -246,7 +246,9 @@ class QservClient:
                 connection.connect()
             except OSError as error:
                 raise QservUnreachable(
-                    self.scrub(f"{name}: no connection: {error}; is the server up? Is its address right?")
+                    self.scrub(
+                        f"{name}: no connection: {error.strerror or error}; is the server up? Is its address right?"
+                    )
                 ) from None
             try:
                 _watch(connection.sock, timeout_s)

@@ -173,7 +173,7 @@ def test_lookup():
     assert found.to_list() == ["red", "green", None, "red"]
     found = draw({"lookup": {"column": "band", "values": {"r": 7, "g": 3}}}, "TINYINT", 4, band=bands)
     assert found.dtype == np.int8 and found.tolist() == [7, 3, None, 7]
-    with pytest.raises(ConfigError, match="column x: lookup has no value for 'g' of band"):
+    with pytest.raises(ConfigError, match='column x: lookup has no value for "g" of band'):
         draw({"lookup": {"column": "band", "values": {"r": 7}}}, "TINYINT", 4, band=bands)
 
 
@@ -450,26 +450,30 @@ IN_OBJECT = [
     ({"time": {"start": "a", "end": "2025-01-01", "mjd": "uPsFlux"}}, "DATETIME", r"give either start and end, or mjd"),
     ("time", "DATETIME", r"give either start and end, or mjd"),
     ({"time": {"start": "2025-01-02", "end": "2025-01-01"}}, "DATETIME", r"start must not be after end"),
-    ({"time": {"start": "monday", "end": "2025-01-01"}}, "DATETIME", r"start = 'monday': write a time as \"2025-06-30"),
+    (
+        {"time": {"start": "monday", "end": "2025-01-01"}},
+        "DATETIME",
+        r"start = \"monday\": write a time as \"2025-06-30",
+    ),
     ({"time": {"start": 2025, "end": "2025-01-01"}}, "DATETIME", r"start = 2025: write a time as .* in quotes"),
     ({"time": {"start": "0900-01-01", "end": "2025-01-01"}}, "DATETIME", r"from the year 1000"),
     ({"time": {"mjd": "uPsFlux"}}, "DOUBLE", r"DOUBLE: the generator fills columns of the kind datetime"),
-    ({"time": {"mjd": "objectId"}}, "DATETIME", r"mjd = 'objectId': it is BIGINT NOT NULL; times need DOUBLE"),
+    ({"time": {"mjd": "objectId"}}, "DATETIME", r"mjd = \"objectId\": it is BIGINT NOT NULL; times need DOUBLE"),
     ({"time": {"mjd": "nothing"}}, "DATETIME", r'there is no column "nothing" in Object'),
     ({"linear": {"column": "nothing"}}, "DOUBLE", r'there is no column "nothing" in Object'),
-    ({"linear": {"column": "uPsFlux", "factor": "a"}}, "DOUBLE", r"factor = 'a': it must be a finite number"),
+    ({"linear": {"column": "uPsFlux", "factor": "a"}}, "DOUBLE", r"factor = \"a\": it must be a finite number"),
     ({"linear": {"column": "uPsFlux", "sigma": -1}}, "DOUBLE", r"sigma = -1: it must be at least 0"),
     ({"linear": {"column": "objectId", "factor": 0.5}}, "INT", r"INT: whole numbers need whole factor"),
     ({"linear": {"column": "uPsFlux"}}, "INT", r"INT: whole numbers need whole factor, offset and column"),
-    ({"lookup": {"column": "uPsFlux", "values": {"a": 1}}}, "INT", r"column = 'uPsFlux': it is DOUBLE, not a string"),
+    ({"lookup": {"column": "uPsFlux", "values": {"a": 1}}}, "INT", r"column = \"uPsFlux\": it is DOUBLE, not a string"),
     ({"lookup": {"column": "uPsFlux", "values": [1]}}, "INT", r"values = \[1\]: write a mapping"),
-    ({"lookup": {"column": "word", "values": {"a": "b"}}}, "INT", r"value 'b' does not fit INT"),
+    ({"lookup": {"column": "word", "values": {"a": "b"}}}, "INT", r"value \"b\" does not fit INT"),
     ({"jitter": {"column": "psRa", "sigma": "uPsFlux"}}, "DOUBLE", r"Object is no child table"),
     ("detector", "INT", r"Object has no rows: \{visits: \.\.\., detectors: \.\.\.\}"),
     (
         {"constant": "2025-13-01"},
         "DATETIME",
-        r"value '2025-13-01' does not fit DATETIME \(write \"2025-06-30 23:30:00\"",
+        r"value \"2025-13-01\" does not fit DATETIME \(write \"2025-06-30 23:30:00\"",
     ),
     ({"constant": 5}, "DATETIME", r"value 5 does not fit DATETIME"),
     ({"uniform": {"max": 5}}, "DATETIME", r"DATETIME: the generator fills columns of the kind integer or float"),
@@ -478,7 +482,7 @@ IN_CHILD = [
     (
         {"jitter": {"column": "psRa", "sigma": "psFlux_Sigma", "unit": "pixel"}},
         "DOUBLE",
-        r"unit = 'pixel': it must be deg",
+        r"unit = \"pixel\": it must be deg",
     ),
     ({"jitter": {"column": "psRa", "sigma": "psFlux_Sigma"}}, "FLOAT", r"FLOAT: positions need DOUBLE"),
     ({"jitter": {"column": "psRa", "sigma": "nothing"}}, "DOUBLE", r'there is no column "nothing" in ForcedSource'),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import exactmath, kernels
-from .errors import ConfigError
+from .errors import ConfigError, show
 from .sqltypes import SqlType, parse_moment
 
 if TYPE_CHECKING:
@@ -156,7 +156,9 @@ def need_numbers(**options: object) -> None:
     """Refuse options that are no finite numbers."""
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{name} = {value!r}: it must be a finite number (YAML reads 1e5 as text; write 1.0e+5)")
+            raise ValueError(
+                f"{name} = {show(value)}: it must be a finite number (YAML reads 1e5 as text; write 1.0e+5)"
+            )
 
 
 def need_range(column: Column, **options: float) -> None:
@@ -356,9 +358,9 @@ class Magnitude(Generator):
         if not -100 <= self.min <= self.max <= 100:
             raise ValueError(f"min = {self.min}, max = {self.max}: -100 <= min <= max <= 100")
         if self.law not in ("flat", "power"):
-            raise ValueError(f"law = {self.law!r}: it must be flat or power")
+            raise ValueError(f"law = {show(self.law)}: it must be flat or power")
         if self.unit not in ("magnitude", "flux"):
-            raise ValueError(f"unit = {self.unit!r}: it must be magnitude or flux")
+            raise ValueError(f"unit = {show(self.unit)}: it must be magnitude or flux")
         if self.law == "power" and not 0 < self.slope <= 2:
             raise ValueError(f"slope = {self.slope}: it must be above 0 and at most 2")
         if self.unit == "flux":
@@ -410,7 +412,7 @@ def check_value(value: object, column: Column) -> None:
             hint = ' (write "2025-06-30 23:30:00", in quotes, from the year 1000)'
         elif kind == "string" and not isinstance(value, str):
             hint = " (put quotes around it)"
-        raise ValueError(f"value {value!r} does not fit {column.type.text}{hint}")
+        raise ValueError(f"value {show(value)} does not fit {column.type.text}{hint}")
 
 
 class Choice(Generator):
@@ -422,9 +424,9 @@ class Choice(Generator):
 
     def check(self, table: Table) -> None:
         if not isinstance(self.values, (list, tuple)):
-            raise ValueError(f"values = {self.values!r}: write a list, as [a, b]")
+            raise ValueError(f"values = {show(self.values)}: write a list, as [a, b]")
         if self.probabilities is not None and not isinstance(self.probabilities, (list, tuple)):
-            raise ValueError(f"probabilities = {self.probabilities!r}: write a list of {len(self.values)} numbers")
+            raise ValueError(f"probabilities = {show(self.probabilities)}: write a list of {len(self.values)} numbers")
         if not self.values:
             raise ValueError("values: at least one is needed")
         for value in self.values:

@@ -310,7 +310,8 @@ class RowMaker:
         unknown = sorted(names - director.columns.keys())
         if unknown:
             raise ConfigError(
-                f"tables.{table.name}: {table.visits} has the filters {', '.join(visits.filters)}, but {table.director} has no column {unknown[0]}"
+                f"tables.{table.name}: {table.visits} has the filters {', '.join(visits.filters)}, but {table.director} has no column {unknown[0]}; "
+                "add it, or leave out what needs it"
             )
         visit_names = {n for e in table.entries for n in e.generator.visit_columns()} | {"#filter"}
         ra_deg, dec_deg, chosen = director.ra_deg, director.dec_deg, None

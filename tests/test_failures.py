@@ -86,12 +86,15 @@ def test_a_chunk_that_fails_stops_no_other(tmp_path, fail):
         (326, "generate", "s0009p00000"),
         (335, "generate", "s0009p00008"),
     ]
-    assert failures[0]["error"] == "ZeroDivisionError: no luck in chunk 326"
+    assert failures[0]["error"] == "ZeroDivisionError: no luck in chunk 326 (in the generator of ForcedSource.luck)"
     assert "fragile.py" in failures[0]["traceback"]
     assert (root / "failures" / "t000" / "s0009p00000" / "chunk_326.json").exists()
     log = (root / "logs" / "generate_tile" / "t000" / "s0009p00000.log").read_text()
     assert log.count("chunk 326 failed") == 1 and log.count("Traceback") == 1
-    assert "2 of 16 chunks of t000 are missing (326,335); chunk 326: ZeroDivisionError: no luck in chunk 326" in printed
+    assert (
+        "2 of 16 chunks of t000 are missing (326,335); chunk 326: ZeroDivisionError: no luck in chunk 326 (in the generator of "
+        in printed
+    )
     # What is left is said by a dry run, and is all that is done, as often as it fails again.
     fail(335)
     for _ in range(2):

@@ -65,7 +65,11 @@ def fill_columns(table: Table, rows: Rows, streams: BoxStreams) -> None:
         If a generator of the user made something else than it should.
     """
     for entry in table.entries_in_order:
-        made = entry.generator.draw(streams[entry.stream_name], rows)
+        try:
+            made = entry.generator.draw(streams[entry.stream_name], rows)
+        except Exception as error:
+            error.add_note(f"in the generator of {table.name}.{entry.stream_name}")
+            raise
         parts = made if isinstance(made, (tuple, list)) else (made,)
         if len(parts) != len(entry.columns):
             raise SkymillError(

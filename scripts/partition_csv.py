@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 from skymill.chunker import Chunker
 from skymill.csv_dialect import Dialect
 from skymill.csv_partitioner import Options, Partitioner
-from skymill.errors import ConfigError, SkymillError, in_words
+from skymill.errors import ConfigError, SkymillError, in_words, show
 
 
 class Setting(NamedTuple):
@@ -182,14 +182,14 @@ def check_value(setting: Setting, value: Any) -> Any:
         # A number is the code of a character.
         value = chr(value) if type(value) is int and 0 <= value < 256 else value
         if not isinstance(value, str) or len(value) != 1:
-            raise ConfigError(f"{setting.name} = {value!r}: it must be one character")
+            raise ConfigError(f"{setting.name} = {show(value)}: it must be one character")
         return value
     kind = type(value)
     fits = kind is setting.kind or (setting.kind is float and kind is int)
     if setting.kind is list and fits:
         fits = all(isinstance(item, str) for item in value)
     if not fits:
-        raise ConfigError(f"{setting.name} = {value!r}: it must be {KIND_NAMES[setting.kind]}")
+        raise ConfigError(f"{setting.name} = {show(value)}: it must be {KIND_NAMES[setting.kind]}")
     return value
 
 

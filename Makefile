@@ -31,7 +31,7 @@ bench: $(BIN)/.ready ## measure speed, memory and growth; writes results/bench.j
 	python scripts/measure_speed.py
 
 try-qserv: $(BIN)/.ready ## load one chunk into a scratch database of a Qserv cluster, and delete it (CONFIG=configs/X/config.yaml)
-	@test -n "$(CONFIG)" || { echo "make: say which configuration: make try-qserv CONFIG=configs/X/config.yaml"; exit 1; }
+	@test -n "$(CONFIG)" || { echo "make: say which configuration: make try-qserv CONFIG=configs/X/config.yaml" >&2; exit 1; }
 	python scripts/try_qserv.py -c "$(CONFIG)"
 
 DIRECTORY ?= .
@@ -65,7 +65,7 @@ clean: ## remove .venv and caches (results stay)
 	rm -rf .venv .pytest_cache .ruff_cache
 
 $(BIN)/.ready: requirements.lock
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "make: Python 3.11 is needed, found $$($(PYTHON) --version); say make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "make: Python 3.11 is needed, found $$($(PYTHON) --version); say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -c "import sys; sys.path.insert(0, 'scripts'); from skymill import kernels; kernels.library() or print('make: there is no C compiler (apt-get install gcc libc6-dev); everything works without, but takes twice as long')"

@@ -14,6 +14,7 @@ from skymill.config import Dataset
 from skymill.errors import SkymillError
 from skymill.files import write_json
 from skymill.step import log, start_step
+from skymill.stores.embedded import open_database
 from skymill.workload import is_expected
 
 #: Ids of the file that are asked for, beside the cases.
@@ -38,12 +39,10 @@ def answer(dataset: Dataset, database: Path, folder: Path) -> list[dict]:
     answers : `list` [`dict`]
         Class, parameters, seconds, and whether it was right; if not, also the query, what was expected and what was found.
     """
-    import duckdb
-
     content = yaml.load((folder / "queries.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     by_file = read_files(folder)
     answers = []
-    with duckdb.connect(str(database), read_only=True) as connection:
+    with open_database(database) as connection:
         for one in content["classes"]:
             cases = list(one["cases"])
             for name, source in one.get("parameters", {}).items():

@@ -18,7 +18,9 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
         print(line)
     failed = [what for what, good, _ in answers if not good]
     if failed:
-        raise SkymillError(f"the store {dataset.config['ingest']['store']} cannot be used: {'; '.join(failed)}")
+        raise SkymillError(
+            f"the store {dataset.config['ingest']['store']} cannot be used. Not so: {'; '.join(failed)}. The lines above say why"
+        )
     print("The store can be used.")
 
 

@@ -18,7 +18,7 @@ from skymill.boxes import chunk_boxes, edge_boxes
 from skymill.columns import Rows
 from skymill.config import Dataset, Table, load_dataset
 from skymill.density import UniformDensity, box_area_sq_deg
-from skymill.errors import ConfigError, SkymillError
+from skymill.errors import ConfigError, SkymillError, in_words
 from skymill.rowmaker import BoxStreams, RowMaker, fill_columns, load_density
 from skymill.streams import NO_CHUNK, stream
 from skymill.textfile import TableFile
@@ -70,9 +70,13 @@ def generate_by_hand(
         If the partitioning has no such chunk.
     """
     chunker = dataset.chunker
+    for option, value in (("--objects", objects), ("--visits", visits)):
+        if value is not None and value < 0:
+            raise ConfigError(f"{option} {value}: it must be at least 0")
     if not chunker.is_chunk(np.array([chunk]))[0]:
         raise ConfigError(
-            f"--chunk {chunk}: the partitioning has no such chunk; `-c` has {chunker.num_stripes} stripes, see locate_points.py"
+            f"--chunk {chunk}: the partitioning has no such chunk; its {chunker.num_chunks} chunks are numbered from 0 to {chunker.last_chunk}, "
+            "with gaps: scripts/locate_points.py tells the chunk of a position"
         )
     folder.mkdir(parents=True, exist_ok=True)
     files, tables_of_visits, made = [], {}, {}
@@ -116,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         files = generate_by_hand(
             dataset, options.chunk, options.out, options.edge_only, options.objects, options.visits
         )
-    except SkymillError as error:
-        print(f"generate_chunk: {error}", file=sys.stderr)
+    except (SkymillError, OSError) as error:
+        print(f"generate_chunk: {in_words(error)}", file=sys.stderr)
         return 1
     for file in files:
         print(f"{file.rows:>10} rows {file.bytes:>12} bytes  {file.path if file.rows else '(no rows, no file)'}")

@@ -100,7 +100,7 @@ def check_sizes(files: list[Contribution]) -> None:
         found = file.path.stat().st_size if file.path.exists() else 0
         if found != file.bytes:
             raise SkymillError(
-                f"{file.path}: it has {found} bytes, its manifest says {file.bytes}; it has to be made again"
+                f"{file.path}: it has {found} bytes, its manifest says {file.bytes}; run again, which makes it anew"
             )
 
 
@@ -119,10 +119,10 @@ def load(store: Store, transaction_id: str, tile: str, files: list[Contribution]
     for chunk, rows in store.contribute(transaction_id, tile, files):
         expected = sum(sent[chunk].values())
         if rows != expected:
-            raise SkymillError(f"chunk {chunk}: the store has {rows} rows of it, sent were {expected}")
+            raise SkymillError(f"chunk {chunk}: the store has {rows} rows of it, sent were {expected}; run again")
         yield chunk, sent.pop(chunk)
     if sent:
-        raise SkymillError(f"the store did not load the chunks {', '.join(map(str, sent))}")
+        raise SkymillError(f"the store did not load the chunks {', '.join(map(str, sent))}; run again")
 
 
 def load_each(

@@ -16,6 +16,7 @@ import functools
 import gzip
 import io
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from skymill.chunker import Chunker
-from skymill.errors import SkymillError
+from skymill.errors import SkymillError, in_words
 from skymill.rows import Texts, join_parts
 
 COLUMNS = "point,ra_deg,dec_deg,chunkId,subChunkId,overlap"
@@ -59,7 +60,9 @@ def read_points(text: bytes, name: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     header = text[start:].partition(b"\n")[0].decode(errors="replace").strip().split(",")
     missing = [column for column in ("ra_deg", "dec_deg") if column not in header]
     if missing:
-        raise SkymillError(f"{name}: the header {','.join(header)!r} has no column {missing[0]}")
+        raise SkymillError(
+            f"{name}: the header {','.join(header)!r} has no column {missing[0]}; write one such as point,ra_deg,dec_deg"
+        )
     wanted = [column for column in ("point", "ra_deg", "dec_deg") if column in header]
     types = {"point": pa.string(), "ra_deg": pa.float64(), "dec_deg": pa.float64()}
     try:
@@ -120,7 +123,10 @@ def read_input(name: str) -> bytes:
     if name == "-":
         return sys.stdin.buffer.read()
     data = Path(name).read_bytes()
-    return gzip.decompress(data) if name.endswith(".gz") else data
+    try:
+        return gzip.decompress(data) if name.endswith(".gz") else data
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise SkymillError(f"{name}: it is damaged, or not compressed; then give it a name without .gz") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_places(sys.stdout.buffer, chunker, *points)
         sys.stdout.buffer.flush()
     except (SkymillError, OSError, ValueError) as error:
-        print(f"locate_points: {error}", file=sys.stderr)
+        print(f"locate_points: {in_words(error)}", file=sys.stderr)
         return 1
     return 0
 

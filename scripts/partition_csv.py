@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 from skymill.chunker import Chunker
 from skymill.csv_dialect import Dialect
 from skymill.csv_partitioner import Options, Partitioner
-from skymill.errors import ConfigError, SkymillError
+from skymill.errors import ConfigError, SkymillError, in_words, show
 
 
 class Setting(NamedTuple):
@@ -149,8 +149,10 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:
         try:
             patch = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the configuration file {path}: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(f"cannot read the configuration file {path}, it is no JSON: {error}") from None
         if not isinstance(patch, dict):
             raise ConfigError(f"{path}: it must hold a JSON object, like {{...}}")
         config = merge_patch(config, patch)
@@ -180,14 +182,14 @@ def check_value(setting: Setting, value: Any) -> Any:
         # A number is the code of a character.
         value = chr(value) if type(value) is int and 0 <= value < 256 else value
         if not isinstance(value, str) or len(value) != 1:
-            raise ConfigError(f"{setting.name} = {value!r}: it must be one character")
+            raise ConfigError(f"{setting.name} = {show(value)}: it must be one character")
         return value
     kind = type(value)
     fits = kind is setting.kind or (setting.kind is float and kind is int)
     if setting.kind is list and fits:
         fits = all(isinstance(item, str) for item in value)
     if not fits:
-        raise ConfigError(f"{setting.name} = {value!r}: it must be {KIND_NAMES[setting.kind]}")
+        raise ConfigError(f"{setting.name} = {show(value)}: it must be {KIND_NAMES[setting.kind]}")
     return value
 
 
@@ -342,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_options(values)
         summary = Partitioner(options).run(list_inputs(values["in.path"]))
     except (SkymillError, OSError) as error:
-        print(f"partition_csv: {error}", file=sys.stderr)
+        print(f"partition_csv: {in_words(error)}", file=sys.stderr)
         return 1
     report: dict[str, Any] = {
         "rows": summary.rows,

@@ -50,7 +50,7 @@ def partition_chunk(dataset: Dataset, chunk: int, generated: dict, source: Path,
             found = path.stat().st_size if path.exists() else 0
             if found != entry["bytes"]:
                 raise SkymillError(
-                    f"{path}: it has {found} bytes, its manifest says {entry['bytes']}; generate the tile again"
+                    f"{path}: it has {found} bytes, its manifest says {entry['bytes']}; run again, and if it stays so, remove {path.parent} first"
                 )
             link_or_copy(path, target / table.name / f"chunk_{chunk}.txt")
         made[table.name] = entry

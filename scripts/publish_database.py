@@ -31,7 +31,10 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
         add_rows(expected, entry["rows"])
     for name, count in store.count_rows().items():
         if count != expected.get(name, 0):
-            raise SkymillError(f"{name}: the store shows {count} rows, committed were {expected.get(name, 0)}")
+            raise SkymillError(
+                f"{name}: the store shows {count} rows, committed were {expected.get(name, 0)}; run again, and if it stays so, somebody else "
+                "has changed the store: load into another database (key database)"
+            )
     published = {
         "transactions": sorted(entry["transaction"] for entry in committed),
         "chunks": sum(entry["chunks"] for entry in committed),

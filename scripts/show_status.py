@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from skymill.config import Dataset
-from skymill.errors import SkymillError
+from skymill.errors import SkymillError, in_words
 from skymill.plan import State
 from skymill.status import Status
 from skymill.step import log, start_step
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             os.chdir(options.directory)
         show_status(Dataset.from_config(config, folder))
     except (SkymillError, OSError) as error:
-        print(f"show_status: {error}", file=sys.stderr)
+        print(f"show_status: {in_words(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -53,13 +53,13 @@ def format_table(head: list[str], lines: list[list[str]]) -> str:
 
 def ask(database: Path, root: Path) -> str:
     """The example queries with their answers, as text."""
-    import duckdb
+    from skymill.stores.embedded import open_database
 
     identity = read_json(root / "ingest" / "plan_0.json")["identity"]
     director = Dataset.from_config(identity, root, check=False).tables_of("director")[0]
     radius_deg = identity["partitioning"]["overlap_deg"]
     parts = []
-    with duckdb.connect(str(database), read_only=True) as connection:
+    with open_database(database) as connection:
         for title, query in (
             (f"The fullest chunks of {director.name}:", count_per_chunk(director)),
             (
@@ -94,7 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--since", type=float, help="when the run began, as seconds since 1970")
     options = parser.parse_args(arguments)
     try:
-        published = read_json(options.root / "ingest" / "published.json")
+        path = options.root / "ingest" / "published.json"
+        if not path.exists():
+            raise SkymillError(f"there is no {path}; run `snakemake` first, it ends with publishing the database")
+        published = read_json(path)
         lines = [[name, f"{rows:,}", f"{size:,}"] for name, rows, size in table_rows(options.root)]
         database = options.root / published["database"]
         print(
@@ -104,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Database: {os.path.relpath(database)} ({database.stat().st_size:,} bytes{seconds})\n")
         print(ask(database, options.root))
     except SkymillError as error:
-        print(f"summarize_run: {error}\nRun `snakemake` first; it ends with publishing the database.", file=sys.stderr)
+        print(f"summarize_run: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -398,6 +398,20 @@ class Three(Generator):
         return [np.zeros(rows.count)] * 3
 
 
+class Raises(Generator):
+    def __init__(self):
+        1 / 0
+
+
+class RaisesLater(Three):
+    def check(self, table):
+        {}["x"]
+
+
+class DrawsNothing(Generator):
+    pass
+
+
 class Fraction(Generator):
     def draw(self, random, rows):
         return np.full(rows.count, 1.5)
@@ -522,6 +536,10 @@ def test_the_number_of_columns_of_a_generator_of_the_user(tmp_path):
             r"\"mine:Triangle\" has no option \"hight\"; it has width, centre",
         ),
         ({"mine:Triangle": -1}, r"Object\.columns \(x\): width = -1: it must be above 0"),
+        ("mine:Raises", r"\"mine:Raises\": ZeroDivisionError: division by zero \(mine\.py, line \d+\)"),
+        ("mine:RaisesLater", r"Object\.columns \(x\): KeyError: 'x' \(mine\.py, line \d+\)"),
+        ("mine:DrawsNothing", r"\"mine:DrawsNothing\": the class has no method draw"),
+        ({"mine:Three": 5}, r"\"mine:Three\" has no options; write generator: mine:Three"),
         ({"mine:Twice": "nothing"}, r"there is no column \"nothing\" in Object"),
     ],
 )
@@ -547,22 +565,22 @@ WRONG_OPTIONS = [
     ({"uniform": {"max": 0.5}}, "INT", r"min = 0\.0, max = 0\.5: INT holds whole numbers in -2147483648\.\.2147483647"),
     ({"uniform": {"max": 128}}, "TINYINT", r"max = 128: TINYINT holds whole numbers in -128\.\.127"),
     ({"uniform": {"min": -1}}, "INT UNSIGNED", r"min = -1, .*whole numbers in 0\.\.4294967295"),
-    ("uniform", "CHAR(1)", r"CHAR\(1\): it fills columns of the kind integer or float"),
-    ("normal", "INT", r"INT: it fills columns of the kind float"),
+    ("uniform", "CHAR(1)", r"CHAR\(1\): the generator fills columns of the kind integer or float"),
+    ("normal", "INT", r"INT: the generator fills columns of the kind float"),
     ({"normal": {"sigma": -1}}, "DOUBLE", r"sigma = -1: it must be at least 0"),
     ("poisson", "INT", r'generator "poisson" needs the option "mean"'),
     ({"poisson": -1}, "INT", r"mean = -1: it must be from 0 to 1e15"),
     ({"poisson": NAN}, "INT", r"mean = nan: it must be from 0 to 1e15"),
     ({"magnitude": {"min": 30}}, "FLOAT", r"min = 30, max = 27\.5: -100 <= min <= max <= 100"),
-    ({"magnitude": {"law": "linear"}}, "FLOAT", r"law = 'linear': it must be flat or power"),
-    ({"magnitude": {"unit": "nJy"}}, "FLOAT", r"unit = 'nJy': it must be magnitude or flux"),
+    ({"magnitude": {"law": "linear"}}, "FLOAT", r"law = \"linear\": it must be flat or power"),
+    ({"magnitude": {"unit": "nJy"}}, "FLOAT", r"unit = \"nJy\": it must be magnitude or flux"),
     ({"magnitude": {"law": "power", "slope": 0}}, "FLOAT", r"slope = 0: it must be above 0 and at most 2"),
-    ("magnitude", "INT", r"INT: it fills columns of the kind float"),
+    ("magnitude", "INT", r"INT: the generator fills columns of the kind float"),
     ({"choice": {"values": []}}, "INT", r"values: at least one is needed"),
     ({"choice": {"values": [1, 300]}}, "TINYINT", r"value 300 does not fit TINYINT"),
     ({"choice": {"values": [1, 0.5]}}, "INT", r"value 0\.5 does not fit INT"),
-    ({"choice": {"values": ["u", "uv"]}}, "CHAR(1)", r"value 'uv' does not fit CHAR\(1\)"),
-    ({"choice": {"values": [True]}}, "CHAR(4)", r"value True does not fit CHAR\(4\) \(put quotes around it\)"),
+    ({"choice": {"values": ["u", "uv"]}}, "CHAR(1)", r"value \"uv\" does not fit CHAR\(1\)"),
+    ({"choice": {"values": [True]}}, "CHAR(4)", r"value true does not fit CHAR\(4\) \(put quotes around it\)"),
     ({"choice": {"values": [2]}}, "BOOLEAN", r"value 2 does not fit BOOLEAN"),
     ({"choice": {"values": [1e39]}}, "FLOAT", r"value 1e\+39 does not fit FLOAT"),
     ({"choice": {"values": [INF]}}, "DOUBLE", r"value inf does not fit DOUBLE"),
@@ -578,19 +596,19 @@ WRONG_OPTIONS = [
     ({"constant": 1}, "CHAR(1)", r"value 1 does not fit CHAR\(1\) \(put quotes around it\)"),
     ({"constant": 256}, "TINYINT UNSIGNED", r"value 256 does not fit TINYINT UNSIGNED"),
     ("unique_id", "INT", r"INT: ids need BIGINT"),
-    ("unique_id", "DOUBLE", r"DOUBLE: it fills columns of the kind integer"),
+    ("unique_id", "DOUBLE", r"DOUBLE: the generator fills columns of the kind integer"),
     ({"director": "psRa"}, "DOUBLE", r"Object is no child table"),
     ({"visit": "ra"}, "DOUBLE", r"Object has no rows: \{visits: \.\.\.\}"),
     ({"forced_flux": {"flux": "{filter}PsFlux", "sigma": "x"}}, "DOUBLE", r"Object has no rows: \{visits: \.\.\.\}"),
 ]
 #: Numbers that YAML reads as text (1e5 has no dot), and numbers that no database takes.
 NO_NUMBERS = [
-    ({"uniform": {"max": "1e5"}}, "DOUBLE", r"max = '1e5'"),
-    ({"normal": {"mean": "1e5"}}, "DOUBLE", r"mean = '1e5'"),
-    ({"poisson": "1e5"}, "INT", r"mean = '1e5'"),
-    ({"magnitude": {"zero_point": "a"}}, "DOUBLE", r"zero_point = 'a'"),
+    ({"uniform": {"max": "1e5"}}, "DOUBLE", r"max = \"1e5\""),
+    ({"normal": {"mean": "1e5"}}, "DOUBLE", r"mean = \"1e5\""),
+    ({"poisson": "1e5"}, "INT", r"mean = \"1e5\""),
+    ({"magnitude": {"zero_point": "a"}}, "DOUBLE", r"zero_point = \"a\""),
     ({"choice": {"values": 5}}, "INT", r"values = 5"),
-    ({"choice": {"values": "star"}}, "VARCHAR(4)", r"values = 'star'"),
+    ({"choice": {"values": "star"}}, "VARCHAR(4)", r"values = \"star\""),
     ({"choice": {"values": [1, 2], "probabilities": 1}}, "INT", r"probabilities.* 1\b"),
     ({"choice": {"values": [1, 2], "probabilities": [NAN, 1]}}, "INT", r"probabilities \[nan, 1\]"),
     ({"uniform": {"max": INF}}, "DOUBLE", r"max = inf"),
@@ -631,7 +649,7 @@ def test_wrong_options_are_refused(entry, sql, message):
         (
             {"forced_flux": {"flux": "{filter}PsFlux", "sigma": "psFlux_Sigma"}},
             "INT",
-            r"INT: it fills columns of the kind float",
+            r"INT: the generator fills columns of the kind float",
         ),
         ("position", "DOUBLE", r"position"),
     ],
@@ -697,7 +715,7 @@ def test_wrong_positions_are_refused(names, types, entry, message):
 
 
 def test_columns_that_need_each_other_are_refused(tmp_path):
-    message = r"tables\.Object: the columns \['x', 'y'\] need each other; break the circle"
+    message = r"tables\.Object: the columns x, y need each other; make one of them without the others"
     with pytest.raises(ConfigError, match=message):
         user_dataset(tmp_path, ("x", "DOUBLE", {"mine:Twice": "y"}), ("y", "DOUBLE", {"mine:Twice": "x"}))
 

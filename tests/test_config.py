@@ -96,6 +96,7 @@ def test_the_small_sky_is_right():
             r'bad\.yaml is not valid YAML: the key "database" stands twice(.|\n)*line 3',
         ),
         ("tables:\n  A: {kind: director, kind: child}\n", r'the key "kind" stands twice(.|\n)*line 2'),
+        ("database: a\n\tseed: 1\n", r"Indent with spaces, not with tabs"),
         ("database: [\n", r"bad\.yaml is not valid YAML(.|\n)*line"),
         ("database:\tx\n\ty", r"bad\.yaml is not valid YAML"),
         ("", r"bad\.yaml must be a mapping of keys; start from configs/fakedb/config\.yaml"),
@@ -165,7 +166,7 @@ MISSING = [
     ),
     (drop("tables.Object.key"), r'tables\.Object: the key "key" is missing'),
     (drop("tables.Object.position"), r'tables\.Object: the key "position" is missing'),
-    (drop("tables.Object.density"), r"tables\.Object\.density: give either per_sq_deg or map"),
+    (drop("tables.Object.density"), r"tables\.Object\.density: found neither; give either per_sq_deg or map"),
     (drop("tables.ForcedSource.key"), r'tables\.ForcedSource: the key "key" is missing'),
     (
         drop("tables.ForcedSource.rows"),
@@ -174,7 +175,7 @@ MISSING = [
     (drop("tables.ForcedSource.rows.radius_deg"), r'tables\.ForcedSource\.rows: the key "radius_deg" is missing'),
     (drop("tables.CcdVisit.rows"), r"tables\.CcdVisit: give either rows \(a number\) or from_file"),
     (drop("tables.CcdVisit.position"), r'tables\.CcdVisit: the key "position" is missing'),
-    (drop("tables.CcdVisit.visit"), r"tables\.ForcedSource\.rows\.visits: 'CcdVisit' is not a table of visits"),
+    (drop("tables.CcdVisit.visit"), r'tables\.ForcedSource\.rows\.visits: "CcdVisit" is not a table of visits'),
 ]
 RANGES = [
     (change("seed", -1), r"seed: -1 is not allowed; it must be at least 0"),
@@ -198,12 +199,12 @@ RANGES = [
 CHOICES = [
     (
         change("tables.Object.kind", "dirctor"),
-        r"tables\.Object\.kind: 'dirctor' .* allowed are director, child, regular",
+        r'tables\.Object\.kind: "dirctor" .* allowed are director, child, regular',
     ),
-    (change("ingest", {"store": "duckdb"}), r"ingest\.store: 'duckdb' is not allowed; allowed are embedded"),
+    (change("ingest", {"store": "duckdb"}), r'ingest\.store: "duckdb" is not allowed; allowed are embedded'),
     (
         change("tables.Object.density", {"map": "x", "ordering": "nest"}),
-        r"ordering: 'nest' .* allowed are ring, nested",
+        r'ordering: "nest" .* allowed are ring, nested',
     ),
     (change("database", "my-db"), r'database: "my-db" is not allowed'),
     (change("database", "1db"), r'database: "1db" is not allowed'),
@@ -212,30 +213,35 @@ CHOICES = [
 ]
 #: The value, and what it must be, in a word of the message.
 TYPES = [
-    (change("seed", "1"), r"seed: '1' .*(integer|whole number)"),
+    (change("seed", "1"), r'seed: "1" .*(integer|whole number)'),
     (change("seed", 1.5), r"seed: 1\.5 .*(integer|whole number)"),
-    (change("partitioning.num_stripes", "many"), r"partitioning\.num_stripes: 'many' .*(integer|whole number)"),
-    (change("partitioning.overlap_deg", "wide"), r"partitioning\.overlap_deg: 'wide' .*number"),
+    (change("partitioning.num_stripes", "many"), r'partitioning\.num_stripes: "many" .*(integer|whole number)'),
+    (change("partitioning.overlap_deg", "wide"), r'partitioning\.overlap_deg: "wide" .*number'),
     (change("database", 5), r"database: 5 .*(string|text)"),
-    (change("keep", {"generated": "maybe"}), r"keep\.generated: 'maybe' .*(boolean|true)"),
+    (change("keep", {"generated": "maybe"}), r'keep\.generated: "maybe" .*(boolean|true)'),
     (change("tables", []), r"tables: \[\] .*(mapping|object)"),
-    (change("tables.Object", "x"), r"tables\.Object: 'x' .*(mapping|object)"),
+    (change("tables.Object.key", 5), r"tables\.Object\.key: 5 .*a text \(string\) or null"),
+    (change("column_rules", [{"name": "x"}]), r"column_rules\[0\]: the key generator or null_fraction is missing"),
+    (change("tables.Object", "x"), r'tables\.Object: "x" .*(mapping|object)'),
     (change("tables.Object.columns", {}), r"tables\.Object\.columns: \{\} .*(list|array)"),
-    (change("tables.Object.position", ["psRa"]), r"tables\.Object\.position: \['psRa'\]"),
-    (change("tables.CcdVisit.rows", "many"), r"tables\.CcdVisit\.rows: 'many' .*number of rows"),
-    (change("chunks", None), r"chunks: None is not allowed.*`all`.*ranges"),
-    (change("chunks", True), r"chunks: True is not allowed.*`all`.*ranges"),
+    (change("tables.Object.position", ["psRa"]), r'tables\.Object\.position: \["psRa"\] .*2 entries'),
+    (change("tables.CcdVisit.rows", "many"), r'tables\.CcdVisit\.rows: "many" .*number of rows'),
+    (change("chunks", None), r"chunks: null \(no value\) is not allowed.*`all`.*ranges"),
+    (change("chunks", True), r"chunks: true is not allowed.*`all`.*ranges"),
     (change("chunks", 1.5), r"chunks: 1\.5 is not allowed.*`all`.*ranges"),
-    (change("chunks", ["0:3"]), r"chunks: \['0:3'\] is not allowed.*`all`.*ranges"),
+    (change("chunks", ["0:3"]), r'chunks: \["0:3"\] is not allowed.*`all`.*ranges'),
     (change("chunks", []), r"chunks: \[\] is not allowed"),
     (change("chunks", {}), r"chunks: .*(region|from)"),
     (change("chunks", {"region": [0, 1, 2]}), r"chunks\.region: \[0, 1, 2\] .*ra_min, ra_max, dec_min, dec_max"),
-    (change("chunks", {"region": [0, 1, 2, "3"]}), r"chunks\.region.*'3'"),
-    (change("chunks", {"from": "a.txt", "except": "b.txt"}), r"chunks\.except: 'b\.txt'"),
-    (change("tables.Object.columns.2.generator", ["normal"]), r"columns\[2\]\.generator: \['normal'\]"),
+    (change("chunks", {"region": [0, 1, 2, "3"]}), r'chunks\.region.*"3"'),
+    (change("chunks", {"from": "a.txt", "except": "b.txt"}), r'chunks\.except: "b\.txt"'),
+    (change("tables.Object.columns.2.generator", ["normal"]), r'columns\[2\]\.generator: \["normal"\]'),
     (change("tables.Object.columns.2.generator", {"normal": {}, "uniform": {}}), r"columns\[2\]\.generator: .*one"),
     (add_column(**column("x", 5)), r"columns\[3\]\.type: 5 .*MySQL type"),
-    (add_column(**column("x", "VARCHAR(10)", {"constant": datetime.date(2026, 1, 1)})), r"2026-01-01.*quotes"),
+    (
+        add_column(**column("x", "VARCHAR(10)", {"constant": datetime.date(2026, 1, 1)})),
+        r"columns\[3\]\.generator\.constant: .*2026-01-01.*quotes",
+    ),
 ]
 
 
@@ -243,6 +249,24 @@ TYPES = [
 def test_wrong_keys_and_values_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         load(wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("auth_key", "hunter2"),
+        ("auth_key", ["hunter2"]),
+        ("auth_key", {"hunter2": None}),
+        ("admin_auth_key", {"env": ["hunter2"]}),
+        ("sql", {"workers": {"w1": "host"}, "password": "hunter2"}),
+        ("url", "http://someone:hunter2@host:25081"),
+    ],
+)
+def test_a_secret_in_the_configuration_is_refused_and_not_shown(key, value):
+    qserv = {"url": "http://host:25081", key: value}
+    with pytest.raises(ConfigError, match=rf"ingest\.qserv\.{key}.*(not allowed|unknown key)") as error:
+        load(change("ingest", {"store": "qserv", "qserv": qserv}))
+    assert "hunter2" not in str(error.value)
 
 
 def test_up_to_five_errors_are_told_at_once():
@@ -270,15 +294,15 @@ def test_a_whole_number_with_a_dot_is_taken_as_one_or_refused_in_words(path, val
 TABLES = [
     (
         drop("tables.ForcedSource.director"),
-        r"tables\.ForcedSource\.director: None is not a director table; there are: Object",
+        r"tables\.ForcedSource\.director: null .* is not a director table; there are: Object",
     ),
     (
         change("tables.ForcedSource.director", "Objekt"),
-        r"director: 'Objekt' is not a director table; there are: Object",
+        r'director: "Objekt" is not a director table; there are: Object',
     ),
     (
         change("tables.ForcedSource.director", "CcdVisit"),
-        r"director: 'CcdVisit' is not a director table; there are: Object",
+        r'director: "CcdVisit" is not a director table; there are: Object',
     ),
     (
         both(drop("tables.ForcedSource"), drop("tables.Object")),
@@ -291,16 +315,22 @@ TABLES = [
         r"tables\.CcdVisit\.density: a regular table has no such key",
     ),
     (change("tables.Object.rows", 5), r"tables\.Object\.rows: a director table has no such key; .*density"),
-    (change("tables.ForcedSource.rows", 5), r"tables\.ForcedSource\.rows: a child table has no such key"),
+    (
+        change("tables.ForcedSource.rows", 5),
+        r"tables\.ForcedSource\.rows: 5 is not allowed for a child table; write \{visits",
+    ),
     (
         change("tables.ForcedSource.density", {"per_sq_deg": 1}),
         r"tables\.ForcedSource\.density: a child table has no such key",
     ),
     (change("tables.Object.from_file", "a.csv"), r"tables\.Object\.from_file: a director table has no such key"),
-    (change("tables.Object.density", {"per_sq_deg": 1, "map": "a.npy"}), r"tables\.Object\.density: give either"),
+    (
+        change("tables.Object.density", {"per_sq_deg": 1, "map": "a.npy"}),
+        r"tables\.Object\.density: found both; give either",
+    ),
     (change("tables.CcdVisit.from_file", "a.csv"), r"tables\.CcdVisit: give either rows \(a number\) or from_file"),
-    (change("tables.ForcedSource.rows.visits", "Object"), r"rows\.visits: 'Object' is not a table of visits"),
-    (change("tables.ForcedSource.rows.visits", "Nothing"), r"rows\.visits: 'Nothing' is not a table of visits"),
+    (change("tables.ForcedSource.rows.visits", "Object"), r'rows\.visits: "Object" is not a table of visits'),
+    (change("tables.ForcedSource.rows.visits", "Nothing"), r'rows\.visits: "Nothing" is not a table of visits'),
     (
         change("tables.Object.ingest", False),
         r"tables\.ForcedSource\.ingest: its director Object is not loaded; set ingest: false",
@@ -334,7 +364,7 @@ COLUMNS = [
     (add_column(**column("{u,u}X")), r"tables\.Object\.columns: the column uX stands twice"),
     (
         add_column(**column("chunkId")),
-        r"tables\.Object\.columns: the column chunkId stands twice \(chunkId and subChunkId are ours\)",
+        r"tables\.Object\.columns: the column chunkId stands twice \(skymill adds chunkId and subChunkId",
     ),
     (add_column("ForcedSource", **column("subChunkId")), r"the column subChunkId stands twice"),
     (add_column(**column("PSRA")), r"tables\.Object\.columns: .*(PSRA|psRa)"),
@@ -390,7 +420,7 @@ def test_the_overlap_may_be_as_high_as_a_sub_stripe():
     ("chunks", "message"),
     [
         (41, r"chunks: the partitioning has no chunk 41; stripe 1 has the chunks 36 to 40"),
-        ("41:71", r"chunks: '41:71' selects no chunk of this partitioning"),
+        ("41:71", r'chunks: "41:71" selects no chunk of this partitioning'),
         # What YAML makes of 10:20 without quotes.
         (yaml.safe_load("10:20"), r'chunks: 620 is above the last chunk id, 612\..*put quotes around it \("10:20"\)'),
         ({"from": "none.clg"}, r"chunks\.from: cannot read the file of chunk ids .*none\.clg"),
@@ -427,7 +457,9 @@ def test_a_wrong_file_of_visits_is_refused_before_any_job(tmp_path):
 
 def test_a_density_map_that_is_not_there_is_refused(tmp_path):
     dataset = load(change("tables.Object.density", {"map": "map.npy"}), folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"cannot read .*map\.npy, which the configuration names: No such file"):
+    with pytest.raises(
+        ConfigError, match=r"tables\.Object\.density\.map: cannot read .*map\.npy: No such file.*relative to the folder"
+    ):
         dataset.identity()
 
 
@@ -555,7 +587,7 @@ def test_the_order_of_columns_is_part_of_the_fingerprint():
 
 def test_files_that_decide_rows_are_part_of_the_fingerprint(tmp_path):
     module, density, visits = (tmp_path / name for name in ("mine.py", "map.npy", "visits.csv"))
-    code = "from skymill.columns import Generator\n\n\nclass Mine(Generator):\n    pass\n"
+    code = "from skymill.columns import Generator\n\n\nclass Mine(Generator):\n    def draw(self, random, rows):\n        return None\n"
     module.write_text(code)
     np.save(density, np.ones(12))
     visits.write_text("1,u,2,3\n")

@@ -95,8 +95,8 @@ def test_names_that_qserv_does_not_take_matter_only_to_qserv(tmp_path):
 @pytest.mark.parametrize(
     ("indexes", "message"),
     [
-        ([{"table": "Nothing", "columns": ["a"]}], r"indexes\[0\]\.table: 'Nothing' is not a table that is loaded"),
-        ([{"table": "Visit", "columns": ["a"]}], r"indexes\[0\]\.columns: there is no column 'a' in Visit"),
+        ([{"table": "Nothing", "columns": ["a"]}], r"indexes\[0\]\.table: \"Nothing\" is not a table that is loaded"),
+        ([{"table": "Visit", "columns": ["a"]}], r"indexes\[0\]\.columns: there is no column \"a\" in Visit"),
         ([{"table": "Visit", "columns": ["ra"]}] * 2, r"indexes\[1\]: Visit gets two indexes of the name by_ra"),
     ],
 )

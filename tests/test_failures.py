@@ -1,17 +1,25 @@
 """A chunk that fails stops nothing but itself: the others are loaded, and the next run makes only what failed."""
 
 import copy
+import errno
 import json
+import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ingest_tile import GIVE_UP, load_each
+from skymill.config import Dataset
 from skymill.errors import PoisonedError, SkymillError
 from skymill.failures import TileFailures, read_failures
-from skymill.files import write_json
+from skymill.files import lock, write_json
+from skymill.places import PLACE, save_places
 from skymill.retries import own_chunks, plan_retry, with_retries
+from skymill.step import start_step
 from skymill.stores import Contribution
 from test_restart import NOTHING, stored_rows
 from workflow import SMALL_SKY, partitioned_files, snakemake, write_config
@@ -78,12 +86,15 @@ def test_a_chunk_that_fails_stops_no_other(tmp_path, fail):
         (326, "generate", "s0009p00000"),
         (335, "generate", "s0009p00008"),
     ]
-    assert failures[0]["error"] == "ZeroDivisionError: no luck in chunk 326"
+    assert failures[0]["error"] == "ZeroDivisionError: no luck in chunk 326 (in the generator of ForcedSource.luck)"
     assert "fragile.py" in failures[0]["traceback"]
     assert (root / "failures" / "t000" / "s0009p00000" / "chunk_326.json").exists()
     log = (root / "logs" / "generate_tile" / "t000" / "s0009p00000.log").read_text()
     assert log.count("chunk 326 failed") == 1 and log.count("Traceback") == 1
-    assert "2 of 16 chunks of t000 are missing (326,335); chunk 326: ZeroDivisionError: no luck in chunk 326" in printed
+    assert (
+        "2 of 16 chunks of t000 are missing (326,335); chunk 326: ZeroDivisionError: no luck in chunk 326 (in the generator of "
+        in printed
+    )
     # What is left is said by a dry run, and is all that is done, as often as it fails again.
     fail(335)
     for _ in range(2):
@@ -169,7 +180,7 @@ def test_damaged_files_are_made_again(tmp_path, fail):
     cut.write_bytes(cut.read_bytes()[:-10])
     load = ("--config", "ingest={store: embedded}", "keep={partitioned: true}")
     printed = snakemake(tmp_path, *load, config=config, ok=False)
-    assert "1 of 16 chunks of t000 are missing (327)" in printed and "it has to be made again" in printed
+    assert "1 of 16 chunks of t000 are missing (327)" in printed and "run again, which makes it anew" in printed
     printed = snakemake(tmp_path, *load, config=config)
     assert jobs(printed, "ingest") == ["loading tile s0009p00000r1 of t000, missing chunks: 1"]
     assert partitioned_files(root) == before
@@ -279,3 +290,48 @@ def test_each_chunk_belongs_to_one_tile_or_retry(tmp_path):
             shares = {tile: own_chunks(root, "t000", tile).tolist() for tile in found}
             assert shares == {tile: [c for c, owner in expected.items() if owner == tile] for tile in found}
     assert json.loads((root / "ingest" / "retries" / "t000" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device; free some space, or take another disk"),
+        (PermissionError(errno.EACCES, "x", "a/b"), "Permission denied: a/b; see who owns the file or folder"),
+        (MemoryError(), "Cannot allocate memory; run fewer jobs at a time"),
+    ],
+)
+def test_an_error_of_the_machine_ends_a_step_in_words(tmp_path, monkeypatch, capsys, error, message):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    config = Dataset.from_config(SMALL_SKY, Path()).config
+    step = SimpleNamespace(log=[tmp_path / "log"], rule="make", config=config, params=SimpleNamespace(folder="."))
+    start_step(step)
+    sys.excepthook(type(error), error, None)
+    printed = capsys.readouterr().err
+    assert f"make: {message}" in printed and "Traceback" not in printed
+
+
+def test_a_full_disk_is_one_also_where_numpy_does_not_say_so(tmp_path, monkeypatch):
+    def save(*_):
+        raise OSError("629 requested and 378 written")
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_places(tmp_path / "chunk_0.txt", [np.zeros(1, PLACE)], np.array([10]))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_job_that_waits_for_another_says_so(tmp_path, caplog):
+    path = tmp_path / "locks" / "s0000p00000"
+
+    def wait():
+        with lock(path):
+            pass
+
+    waiting = threading.Thread(target=wait)
+    with lock(path):
+        waiting.start()
+        until = time.monotonic() + 10
+        while not caplog.text and time.monotonic() < until:
+            time.sleep(0.01)
+    waiting.join()
+    assert "another job is still at work on the same files; waiting for" in caplog.text and str(path) in caplog.text

@@ -267,11 +267,11 @@ def test_patterns(rule, fitting):
         ({"schema": {"felis": "none.yaml", "table": "Star"}}, r"tables\.Star\.schema: there is no file .*none\.yaml"),
         (
             {"schema": {"felis": "sky.yaml", "table": "star"}},
-            r"schema\.table: sky has no table 'star'; there are: Star, Other",
+            r'schema\.table: sky has no table "star"; there are: Star, Other',
         ),
         (
             {"schema": {"felis": "resource://no.such.package/a.yaml", "table": "Star"}},
-            r"the package no\.such\.package of resource://no\.such\.package/a\.yaml is not installed; install it with `make felis`",
+            r"the package no\.such\.package of resource://no\.such\.package/a\.yaml is not installed; correct the name, or install it with `make felis`",
         ),
         (
             {"schema": {"felis": "resource://lsst.sdm.schemas/none.yaml", "table": "a"}},
@@ -279,6 +279,10 @@ def test_patterns(rule, fitting):
         ),
         ({"schema": {"felis": "bad.yaml", "table": "Star"}}, r"bad\.yaml is not a valid Felis file: .*'real'"),
         ({"schema": {"felis": "broken.yaml", "table": "Star"}}, r"broken\.yaml is not a valid Felis file: "),
+        (
+            {"schema": {"felis": "empty.yaml", "table": "Star"}},
+            r"empty\.yaml is not a valid Felis file: it holds no mapping",
+        ),
         ({"schema": {"felis": "sky.yaml"}}, r'tables\.Star\.schema: the key "table" is missing'),
         ({"schema": {"felis": "sky.yaml", "table": "Other"}}, r'schema\.Other \(blob\): type "LONGBLOB": allowed are'),
         (
@@ -287,7 +291,7 @@ def test_patterns(rule, fitting):
         ),
         (
             {"columns": [*STAR["columns"], {"name": "count", "generator": "normal"}]},
-            r"tables\.Star\.columns \(count\): INTEGER: it fills columns of the kind float",
+            r"tables\.Star\.columns \(count\): INTEGER: the generator fills columns of the kind float",
         ),
         ({"columns": [*STAR["columns"], STAR["columns"][0]]}, r"columns\[2\]: the column id stands twice"),
         (
@@ -298,6 +302,7 @@ def test_patterns(rule, fitting):
 )
 def test_what_is_wrong_is_told(folder, keys, message):
     (folder / "bad.yaml").write_text(SKY.replace("datatype: double", "datatype: real"))
+    (folder / "empty.yaml").write_text("")
     (folder / "broken.yaml").write_text("name: [")
     if keys.get("schema", {}).get("table") == "Other":
         keys = {**keys, "columns": [{"name": "x", "type": "INT", "generator": {"constant": 1}}]}

@@ -751,3 +751,18 @@ def test_a_bad_density_map_is_told_without_a_traceback(tmp_path, capsys):
         generate_chunk.main(["-c", str(tmp_path / "config.yaml"), "--chunk", "36", "--out", str(tmp_path / "out")]) == 1
     )
     assert "map.npy: found an array of shape (13,)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objects=-1"], "--objects -1: it must be at least 0"),
+        (["--visits=-1"], "--visits -1: it must be at least 0"),
+        (["--out=file/x"], "generate_chunk: Not a directory: file/x"),
+    ],
+)
+def test_wrong_options_are_told_without_a_traceback(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert generate_chunk.main(["-c", str(FAKEDB), "--chunk=0", *arguments]) == 1
+    assert message in capsys.readouterr().err

@@ -173,7 +173,7 @@ def test_lookup():
     assert found.to_list() == ["red", "green", None, "red"]
     found = draw({"lookup": {"column": "band", "values": {"r": 7, "g": 3}}}, "TINYINT", 4, band=bands)
     assert found.dtype == np.int8 and found.tolist() == [7, 3, None, 7]
-    with pytest.raises(ConfigError, match="column x: lookup has no value for 'g' of band"):
+    with pytest.raises(ConfigError, match='column x: lookup has no value for "g" of band'):
         draw({"lookup": {"column": "band", "values": {"r": 7}}}, "TINYINT", 4, band=bands)
 
 
@@ -444,41 +444,45 @@ def test_a_group_is_the_same_as_its_entries_written_out():
 IN_OBJECT = [
     ({"text": -1}, "CHAR(3)", r"length = -1: it must be a whole number from 0 to 3"),
     ({"text": 4}, "CHAR(3)", r"length = 4: .* from 0 to 3"),
-    ("text", "INT", r"INT: it fills columns of the kind string"),
+    ("text", "INT", r"INT: the generator fills columns of the kind string"),
     ({"unique_id": {"first": 5}}, "BIGINT", r"first = 5: only the ids of a regular table are counted"),
     ({"time": {"start": "2025-01-01"}}, "DATETIME", r"give either start and end, or mjd"),
     ({"time": {"start": "a", "end": "2025-01-01", "mjd": "uPsFlux"}}, "DATETIME", r"give either start and end, or mjd"),
     ("time", "DATETIME", r"give either start and end, or mjd"),
     ({"time": {"start": "2025-01-02", "end": "2025-01-01"}}, "DATETIME", r"start must not be after end"),
-    ({"time": {"start": "monday", "end": "2025-01-01"}}, "DATETIME", r"start = 'monday': write a time as \"2025-06-30"),
+    (
+        {"time": {"start": "monday", "end": "2025-01-01"}},
+        "DATETIME",
+        r"start = \"monday\": write a time as \"2025-06-30",
+    ),
     ({"time": {"start": 2025, "end": "2025-01-01"}}, "DATETIME", r"start = 2025: write a time as .* in quotes"),
     ({"time": {"start": "0900-01-01", "end": "2025-01-01"}}, "DATETIME", r"from the year 1000"),
-    ({"time": {"mjd": "uPsFlux"}}, "DOUBLE", r"DOUBLE: it fills columns of the kind datetime"),
-    ({"time": {"mjd": "objectId"}}, "DATETIME", r"mjd = 'objectId': it is BIGINT NOT NULL; times need DOUBLE"),
+    ({"time": {"mjd": "uPsFlux"}}, "DOUBLE", r"DOUBLE: the generator fills columns of the kind datetime"),
+    ({"time": {"mjd": "objectId"}}, "DATETIME", r"mjd = \"objectId\": it is BIGINT NOT NULL; times need DOUBLE"),
     ({"time": {"mjd": "nothing"}}, "DATETIME", r'there is no column "nothing" in Object'),
     ({"linear": {"column": "nothing"}}, "DOUBLE", r'there is no column "nothing" in Object'),
-    ({"linear": {"column": "uPsFlux", "factor": "a"}}, "DOUBLE", r"factor = 'a': it must be a finite number"),
+    ({"linear": {"column": "uPsFlux", "factor": "a"}}, "DOUBLE", r"factor = \"a\": it must be a finite number"),
     ({"linear": {"column": "uPsFlux", "sigma": -1}}, "DOUBLE", r"sigma = -1: it must be at least 0"),
     ({"linear": {"column": "objectId", "factor": 0.5}}, "INT", r"INT: whole numbers need whole factor"),
     ({"linear": {"column": "uPsFlux"}}, "INT", r"INT: whole numbers need whole factor, offset and column"),
-    ({"lookup": {"column": "uPsFlux", "values": {"a": 1}}}, "INT", r"column = 'uPsFlux': it is DOUBLE, not a string"),
+    ({"lookup": {"column": "uPsFlux", "values": {"a": 1}}}, "INT", r"column = \"uPsFlux\": it is DOUBLE, not a string"),
     ({"lookup": {"column": "uPsFlux", "values": [1]}}, "INT", r"values = \[1\]: write a mapping"),
-    ({"lookup": {"column": "word", "values": {"a": "b"}}}, "INT", r"value 'b' does not fit INT"),
+    ({"lookup": {"column": "word", "values": {"a": "b"}}}, "INT", r"value \"b\" does not fit INT"),
     ({"jitter": {"column": "psRa", "sigma": "uPsFlux"}}, "DOUBLE", r"Object is no child table"),
     ("detector", "INT", r"Object has no rows: \{visits: \.\.\., detectors: \.\.\.\}"),
     (
         {"constant": "2025-13-01"},
         "DATETIME",
-        r"value '2025-13-01' does not fit DATETIME \(write \"2025-06-30 23:30:00\"",
+        r"value \"2025-13-01\" does not fit DATETIME \(write \"2025-06-30 23:30:00\"",
     ),
     ({"constant": 5}, "DATETIME", r"value 5 does not fit DATETIME"),
-    ({"uniform": {"max": 5}}, "DATETIME", r"DATETIME: it fills columns of the kind integer or float"),
+    ({"uniform": {"max": 5}}, "DATETIME", r"DATETIME: the generator fills columns of the kind integer or float"),
 ]
 IN_CHILD = [
     (
         {"jitter": {"column": "psRa", "sigma": "psFlux_Sigma", "unit": "pixel"}},
         "DOUBLE",
-        r"unit = 'pixel': it must be deg",
+        r"unit = \"pixel\": it must be deg",
     ),
     ({"jitter": {"column": "psRa", "sigma": "psFlux_Sigma"}}, "FLOAT", r"FLOAT: positions need DOUBLE"),
     ({"jitter": {"column": "psRa", "sigma": "nothing"}}, "DOUBLE", r'there is no column "nothing" in ForcedSource'),
@@ -549,13 +553,13 @@ def region(*box, **keys):
         (child_rows(select={"column": "gPsFlux", "above": 1, "edge": -1}), r"rows.*edge: -1 .*at least 0"),
         (
             child_rows(detectors=[3, 3]),
-            r"tables\.ForcedSource\.rows\.detectors: only a table of detectors has such a key",
+            r"tables\.ForcedSource\.rows\.detectors: only a regular table of detectors has such a key",
         ),
         (detector_rows(spacing_deg=None), r'tables\.Detector\.rows: the key "spacing_deg" is missing'),
         (detector_rows(detectors=None), r'tables\.Detector\.rows: the key "detectors" is missing'),
-        (detector_rows(radius_deg=1), r"tables\.Detector\.rows\.radius_deg: only a child has such a key"),
-        (detector_rows(visits="Object"), r"tables\.Detector\.rows\.visits: 'Object' is not a table of visits"),
-        (detector_rows(visits="Detector"), r"tables\.Detector\.rows\.visits: 'Detector' is not a table of visits"),
+        (detector_rows(radius_deg=1), r"tables\.Detector\.rows\.radius_deg: only a child table has such a key"),
+        (detector_rows(visits="Object"), r'tables\.Detector\.rows\.visits: "Object" is not a table of visits'),
+        (detector_rows(visits="Detector"), r'tables\.Detector\.rows\.visits: "Detector" is not a table of visits'),
         (detector_rows(detectors=[3]), r"detectors: \[3\]"),
         (region(10, 20, 30, 20), r"tables\.CcdVisit\.region: \[10\.0, 20\.0, 30\.0, 20\.0\]: write \[ra_min"),
         (region(10, 20, 10, 95), r"tables\.CcdVisit\.region: .*: write \[ra_min"),

@@ -10,6 +10,8 @@ import yaml
 from skymill.census import stripe_areas, take_census
 from skymill.chunker import Chunker
 from skymill.config import Dataset, load_dataset
+from skymill.errors import SkymillError
+from skymill.files import read_json
 from skymill.survey_plan import make_survey_maker
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
 
@@ -138,3 +140,13 @@ def test_the_whole_sky_is_counted_in_blocks():
     area = chunks.size * stripe_areas(dataset.chunker)[0][170]
     assert census.rows["Object"].sum() == pytest.approx(1000 * area, rel=0.01)
     assert told[0] == (0, chunks.size) and len(told) == -(-chunks.size // 4096)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])
+def test_a_plan_that_was_damaged_is_told(tmp_path, content):
+    path = tmp_path / "plan_0.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(
+        SkymillError, match=r"cannot read .*plan_0\.json: it is no JSON object.*put it back from a copy"
+    ):
+        read_json(path)

@@ -378,7 +378,7 @@ def test_the_version_is_checked(load, version, fits):
 
 def test_an_address_that_is_no_controller_is_refused(cluster, tmp_path):
     load = Load(cluster, tmp_path, url=cluster.worker_urls["w1"])
-    with pytest.raises(SkymillError, match="a 'replication-worker-ingest' answers there"):
+    with pytest.raises(SkymillError, match="found the service replication-worker-ingest; give the address"):
         load.store.register(load.dataset, load.fingerprint)
 
 
@@ -696,7 +696,7 @@ def test_only_what_was_sent_is_committed(load):
     transaction = load.begin()
     files = load.files(300, 301)
     load.send(transaction, files)
-    with pytest.raises(PoisonedError, match=r"it holds the rows .*'Object': 6.*, sent were .*'Object': 7"):
+    with pytest.raises(PoisonedError, match=r'it holds the rows .*"Object": 6.*, sent were .*"Object": 7'):
         load.store.commit(transaction, {**rows_of(files), "Object": 7})
     assert load.push(transaction, files[0])["success"]
     with pytest.raises(PoisonedError, match="Object was sent to chunk 300 more than once"):
@@ -875,7 +875,7 @@ def test_nothing_else_is_published(load):
     ):
         load.store.publish([first])
     empty = {"id": open_one, "rows": {}}
-    with pytest.raises(SkymillError, match=r"it holds the rows .*'Object': 3.*, sent were .*'Object': 4"):
+    with pytest.raises(SkymillError, match=r'it holds the rows .*"Object": 3.*, sent were .*"Object": 4'):
         load.store.publish([{**first, "rows": {**first["rows"], "Object": 4}}, empty])
     with pytest.raises(SkymillError, match="has no transaction 123456789, which this workflow has committed"):
         load.store.publish([first, empty, {"id": "123456789", "rows": {}}])
@@ -1030,6 +1030,11 @@ def test_a_server_that_is_not_there(tmp_path, cluster):
     assert [good for _, good, _ in load.store.check()] == [False] * 5
 
 
+def test_a_port_that_is_none_is_refused(load):
+    with pytest.raises(QservRefusal, match="the port must be a number up to 65535; correct the address"):
+        load.store.client.call("GET", "/meta/version", url="http://127.0.0.1:99999")
+
+
 class Odd(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         content = {"/a": b"[]", "/b": b"{}", "/c": b"<html>", "/d": b""}.get(self.path.split("?")[0], b"{")
@@ -1047,6 +1052,8 @@ def test_an_answer_that_is_none_of_qserv_is_no_answer(load):
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         load.store.client.patience_s = 0.0
         for path in "/a", "/b", "/c", "/d", "/e":
-            with pytest.raises(SkymillError, match="sent, but no answer came"):
+            with pytest.raises(
+                SkymillError, match=r"no answer came that is Qserv's; is http://127.0.0.1:.* the right server"
+            ):
                 load.store.client.call("GET", path, url=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()

@@ -403,7 +403,10 @@ def test_check_ingest(cluster, tmp_path):
         config=write_config(tmp_path, sky(cluster, qserv={"auth_key": {"env": "SKYMILL_TEST_OTHER_KEY"}})),
         ok=False,
     )
-    assert " NO  auth_key is accepted" in printed and "the store qserv cannot be used: auth_key is accepted" in printed
+    assert (
+        " NO  auth_key is accepted" in printed
+        and "the store qserv cannot be used. Not so: auth_key is accepted" in printed
+    )
 
 
 def workers_with(cluster: QservCluster, table: str) -> list[str]:

@@ -417,10 +417,12 @@ def test_the_file_of_a_tile_is_the_same_whatever_job_has_written_it(tmp_path):
 
 def test_a_truth_that_cannot_be_read_is_told(tmp_path):
     path = tmp_path / "x.truth.json.gz"
-    path.write_bytes(b"nonsense")
-    with pytest.raises(SkymillError, match=r"cannot read .*x\.truth\.json\.gz"):
-        TileTruth.read(path)
-    path.write_bytes(gzip.compress(json.dumps({"format": 99}).encode()))
+    whole = gzip.compress(json.dumps({"format": 99}).encode())
+    for content in (b"nonsense", whole[:-9], whole[:10] + b"\xff" * 20):
+        path.write_bytes(content)
+        with pytest.raises(SkymillError, match=r"cannot read .*x\.truth\.json\.gz: it is damaged; put it back"):
+            TileTruth.read(path)
+    path.write_bytes(whole)
     with pytest.raises(SkymillError, match="format 99, this version of skymill reads 1"):
         TileTruth.read(path)
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import duckdb
 import pytest
@@ -10,6 +12,8 @@ import yaml
 
 from answer_queries import answer
 from skymill.config import Dataset
+from skymill.errors import PoisonedError, SkymillError
+from skymill.stores.embedded import EmbeddedStore
 from verifying import all_kinds, facts_named, verify
 from workflow import PROJECT, snakemake, write_config
 
@@ -51,6 +55,33 @@ def damaged(sky, dataset):
 def ask(sky, query: str):
     with duckdb.connect(str(sky / "results" / "allkinds" / "allkinds.duckdb"), read_only=True) as connection:
         return connection.execute(query).fetchone()
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_database_that_cannot_be_opened_is_told(tmp_path, dataset, locked):
+    path = tmp_path / "allkinds.duckdb"
+    if locked:
+        code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(flush=True); input()"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen([sys.executable, "-c", code, str(path)], **pipes) as other:
+            other.stdout.readline()
+            with pytest.raises(SkymillError, match=r"cannot open .*allkinds\.duckdb: .*lock.*; close it there"):
+                EmbeddedStore(dataset, tmp_path).count_rows()
+            other.communicate(b"\n")
+        return
+    path.write_text("no database")
+    with pytest.raises(SkymillError, match=r"cannot open .*allkinds\.duckdb: .*; remove it, and the next run"):
+        EmbeddedStore(dataset, tmp_path).count_rows()
+
+
+def test_a_damaged_file_of_an_open_transaction_has_it_loaded_again(tmp_path, dataset):
+    store = EmbeddedStore(dataset, tmp_path)
+    name = store.start_transaction("t000", 0, {})
+    path = tmp_path / "store" / "staging" / name / "Object" / "s0000p00000.0.parquet"
+    path.parent.mkdir()
+    path.write_text("x")
+    with pytest.raises(PoisonedError, match=r"cannot read .*s0000p00000\.0\.parquet"):
+        store.commit(name, {"Object": 1})
 
 
 def an_object(sky, chunk: int = 324) -> int:

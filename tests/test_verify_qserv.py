@@ -338,7 +338,9 @@ def test_what_is_missing_to_ask_is_told(cluster, dataset, monkeypatch):
         open_asker(Dataset.from_config(config, PROJECT), Path())
     config = sql_config(cluster)
     config["ingest"]["qserv"]["sql"]["workers"]["w1"] = "me@there"
-    with pytest.raises(ConfigError, match=r"workers\.w1: 'me@there': write host, host:port or host:port/database"):
+    with pytest.raises(
+        ConfigError, match=r'workers\.w1: "\*\*\*@there" is not allowed; write host, host:port or host:port/database'
+    ):
         open_asker(Dataset.from_config(config, PROJECT), Path())
     del config["ingest"]["qserv"]["sql"]
     with pytest.raises(ConfigError, match=r"ingest\.qserv\.sql: the key is missing"):

@@ -390,7 +390,7 @@ GOOD = "ccdVisitId,filterName,ra,decl\n1,g,10,20\n2,r,11,21\n"
             GOOD.replace("decl", "dec"),
             r"CcdVisit\.from_file \(a\.csv\).* decl is missing.*ccdVisitId, filterName, ra, dec",
         ),
-        ("1,g,10\n", r"\(a\.csv\).*no header and 3 columns; the table has 4: ccdVisitId, filterName, ra, decl"),
+        ("1,g,10\n", r"\(a\.csv\).*no header and 3 fields .*the table has 4 columns: ccdVisitId, filterName, ra, decl"),
         (GOOD.replace("10,20", "10,"), r"\(a\.csv\).*decl.*row 1 .*NULL or NaN"),
         (GOOD.replace("10,20", "nan,20"), r"\(a\.csv\).* ra.*row 1 .*NULL or NaN"),
         (GOOD.replace("10,20", "inf,20"), r"\(a\.csv\).* ra .*inf"),
@@ -405,12 +405,27 @@ GOOD = "ccdVisitId,filterName,ra,decl\n1,g,10,20\n2,r,11,21\n"
         (GOOD.replace("11,21", "361,21"), r"\(a\.csv\).* ra.*row 2 is 361\.0 deg.*from 0 to 360"),
         (GOOD.replace("11,21", "-1,21"), r"\(a\.csv\).* ra.*row 2 is -1\.0 deg.*from 0 to 360"),
         (GOOD.replace("11,21", "east,21"), r"\(a\.csv\).* ra.*east.*DOUBLE"),
-        ("", r"\(a\.csv\)"),
+        (GOOD.replace("2,r", "99999999999999999999,r"), r"\(a\.csv\): ccdVisitId, row 2: 9+ does not fit BIGINT"),
+        (
+            GOOD.replace("20", "20,5").replace("21", "21,5"),
+            r"\(a\.csv\): the rows have more fields than the first line",
+        ),
+        (GOOD.replace("11,21", "11,21,5"), r"\(a\.csv\): cannot be read: Expected 4 fields in line 3, saw 5"),
+        (GOOD.replace("ra,decl", "ra,ra,decl"), r"\(a\.csv\): the header names a column twice"),
+        (GOOD.upper(), r"\(a\.csv\): the header \(CCDVISITID, .*differs by case from .*ccdVisitId"),
+        (GOOD.replace(",", ";"), r"\(a\.csv\): found no header and 1 fields .*commas or tabs"),
+        ("", r"\(a\.csv\): the file is empty"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, message):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ConfigError, match=message):
+        read_visits(tmp_path, "a.csv")
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(GOOD.replace("2,r", "2,\xe9").encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"CcdVisit\.from_file \(a\.csv\): .* no text in UTF-8; save it as"):
         read_visits(tmp_path, "a.csv")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import exactmath, kernels
-from .errors import ConfigError
+from .errors import ConfigError, show
 from .sqltypes import SqlType, parse_moment
 
 if TYPE_CHECKING:
@@ -163,14 +163,18 @@ def need_kind(generator: Generator, *kinds: str) -> None:
     """Refuse columns of other kinds."""
     for column in generator.columns:
         if column.type.kind not in kinds:
-            raise ValueError(f"{column.type.text}: it fills columns of the kind {' or '.join(kinds)}")
+            raise ValueError(
+                f"{column.type.text}: the generator fills columns of the kind {' or '.join(kinds)}; choose another one"
+            )
 
 
 def need_numbers(**options: object) -> None:
     """Refuse options that are no finite numbers."""
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{name} = {value!r}: it must be a finite number (YAML reads 1e5 as text; write 1.0e+5)")
+            raise ValueError(
+                f"{name} = {show(value)}: it must be a finite number (YAML reads 1e5 as text; write 1.0e+5)"
+            )
 
 
 def need_range(column: Column, **options: float) -> None:
@@ -247,7 +251,7 @@ class Position(Generator):
         step = wanted // 2
         if table.position is not None and [self.columns[0].name, self.columns[step].name] != list(table.position):
             raise ValueError(
-                f"columns {[c.name for c in self.columns]}: RA and Dec must be the table's position {table.position}"
+                f"the columns {', '.join(c.name for c in self.columns)}: RA and Dec must be the table's position, {', '.join(table.position)}"
             )
         for column in (self.columns[0], self.columns[step]):
             if column.type.dtype != np.float64:
@@ -370,9 +374,9 @@ class Magnitude(Generator):
         if not -100 <= self.min <= self.max <= 100:
             raise ValueError(f"min = {self.min}, max = {self.max}: -100 <= min <= max <= 100")
         if self.law not in ("flat", "power"):
-            raise ValueError(f"law = {self.law!r}: it must be flat or power")
+            raise ValueError(f"law = {show(self.law)}: it must be flat or power")
         if self.unit not in ("magnitude", "flux"):
-            raise ValueError(f"unit = {self.unit!r}: it must be magnitude or flux")
+            raise ValueError(f"unit = {show(self.unit)}: it must be magnitude or flux")
         if self.law == "power" and not 0 < self.slope <= 2:
             raise ValueError(f"slope = {self.slope}: it must be above 0 and at most 2")
         if self.unit == "flux":
@@ -424,7 +428,7 @@ def check_value(value: object, column: Column) -> None:
             hint = ' (write "2025-06-30 23:30:00", in quotes, from the year 1000)'
         elif kind == "string" and not isinstance(value, str):
             hint = " (put quotes around it)"
-        raise ValueError(f"value {value!r} does not fit {column.type.text}{hint}")
+        raise ValueError(f"value {show(value)} does not fit {column.type.text}{hint}")
 
 
 class Choice(Generator):
@@ -436,9 +440,9 @@ class Choice(Generator):
 
     def check(self, table: Table) -> None:
         if not isinstance(self.values, (list, tuple)):
-            raise ValueError(f"values = {self.values!r}: write a list, as [a, b]")
+            raise ValueError(f"values = {show(self.values)}: write a list, as [a, b]")
         if self.probabilities is not None and not isinstance(self.probabilities, (list, tuple)):
-            raise ValueError(f"probabilities = {self.probabilities!r}: write a list of {len(self.values)} numbers")
+            raise ValueError(f"probabilities = {show(self.probabilities)}: write a list of {len(self.values)} numbers")
         if not self.values:
             raise ValueError("values: at least one is needed")
         for value in self.values:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 
 from .chunker import Chunker
 from .columns import Position
-from .errors import ConfigError
+from .errors import ConfigError, SkymillError, show
 from .felis_schema import resolve_schemas
+from .generators import explain
 from .schema_columns import useless_rules
 from .scratch import check_scratch
 from .selection import Selection, check_region, select_chunks
@@ -111,7 +113,8 @@ class Dataset:
     def identity(self) -> dict:
         """What decides every row of the dataset: its fingerprint, in words."""
         identity = {key: self.config[key] for key in DATA_KEYS if key in self.config}
-        identity["files"] = {name: _hash_file(self.folder / name) for name in sorted(self._files())}
+        files = self._files()
+        identity["files"] = {name: _hash_file(self.folder / name, files[name]) for name in sorted(files)}
         identity["numpy"] = np.__version__
         identity["format"] = FORMAT
         return json.loads(json.dumps(identity))
@@ -120,17 +123,18 @@ class Dataset:
         """SHA-256 of `identity`."""
         return fingerprint_of(self.identity())
 
-    def _files(self) -> set[str]:
-        """Files beside the configuration that decide rows."""
-        files, entries = set(), list(self.config.get("column_rules", ()))
-        for options in self.config["tables"].values():
-            files |= {options.get("from_file"), options.get("density", {}).get("map")}
-            entries += [entry for _, entry in spell_out(options.get("columns", ()))]
-        for entry in entries:
+    def _files(self) -> dict[str, str]:
+        """Files beside the configuration that decide rows, each with a key that names it."""
+        files, entries = {}, [("column_rules", entry) for entry in self.config.get("column_rules", ())]
+        for table, options in self.config["tables"].items():
+            files[options.get("from_file")] = f"tables.{table}.from_file"
+            files[options.get("density", {}).get("map")] = f"tables.{table}.density.map"
+            entries += [(f"tables.{table}.columns", entry) for _, entry in spell_out(options.get("columns", ()))]
+        for key, entry in entries:
             generator = entry.get("generator")
             name = generator if isinstance(generator, str) or generator is None else next(iter(generator))
-            files.add(f"{name.split(':')[0]}.py" if name and ":" in name else None)
-        return files - {None}
+            files[f"{name.split(':')[0]}.py" if name and ":" in name else None] = key
+        return {name: key for name, key in files.items() if name is not None}
 
 
 def fingerprint_of(identity: Mapping) -> str:
@@ -176,25 +180,23 @@ def _whole_numbers(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def _leaves(value: object) -> Iterator[object]:
+def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """The keys and values of a configuration that are no mappings or lists themselves."""
     if isinstance(value, Mapping):
-        for part in value.values():
-            yield from _leaves(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _leaves(part)
-    else:
-        yield value
-
-
-def _refuse_nan(value: object, key: str = "") -> None:
-    """Refuse nan, which passes all limits, but for the options of generators, which say themselves what they allow."""
-    if isinstance(value, dict):
         for name, part in value.items():
-            if name not in ("columns", "partitioning"):
-                _refuse_nan(part, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, float) and math.isnan(value):
-        raise ConfigError(f"{key}: {value} is not allowed; it must be a finite number")
+            yield from _leaves(part, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, (list, tuple)):
+        for i, part in enumerate(value):
+            yield from _leaves(part, f"{key}[{i}]")
+    else:
+        yield key, value
+
+
+def _refuse_nan(config: Mapping) -> None:
+    """Refuse nan, which passes all limits, but for the options of generators, which say themselves what they allow."""
+    for key, value in _leaves(config):
+        if isinstance(value, float) and math.isnan(value) and not re.search(r"(^|\.)(columns|partitioning)\b", key):
+            raise ConfigError(f"{key}: {value} is not allowed; it must be a finite number")
 
 
 def _with_defaults(config: Mapping, check: bool) -> dict:
@@ -202,11 +204,10 @@ def _with_defaults(config: Mapping, check: bool) -> dict:
     try:
         config = _whole_numbers(json.loads(json.dumps(dict(config))))
     except TypeError:
-        found = next(value for value in _leaves(config) if not isinstance(value, (str, int, float, bool, type(None))))
-        raise ConfigError(f"the value {found} is a {type(found).__name__}; put quotes around it") from None
-    for value in _leaves(config):
-        if isinstance(value, float) and math.isnan(value):
-            _refuse_nan(config)
+        plain = (str, int, float, bool, type(None))
+        key, found = next(leaf for leaf in _leaves(config) if not isinstance(leaf[1], plain))
+        raise ConfigError(f"{key}: YAML reads {found} as a {type(found).__name__}; put quotes around it") from None
+    _refuse_nan(config)
     if not check:
         return config
     from . import schema
@@ -234,7 +235,8 @@ def _check_tables(dataset: Dataset) -> None:
             doubled = sorted({n for n in names if folded_names.count(n.lower()) > 1})
         if doubled:
             raise ConfigError(
-                f"{where}.columns: the column {', '.join(doubled)} stands twice (chunkId and subChunkId are ours)"
+                f"{where}.columns: the column {', '.join(doubled)} stands twice (skymill adds chunkId and subChunkId; upper and lower "
+                "case count as the same); give one of them another name, or drop it"
             )
         overlap = next(
             (t for t in tables.values() if t.kind == "director" and t.overlap_name.lower() == name.lower()), None
@@ -243,7 +245,9 @@ def _check_tables(dataset: Dataset) -> None:
             raise ConfigError(f"{where}: the name is taken by the overlap table of {overlap.name}; choose another")
         folded = [n for n in tables if n.lower() == name.lower()]
         if len(folded) > 1:
-            raise ConfigError(f"{where}: {' and '.join(folded)} differ only by case, which MySQL may not tell apart")
+            raise ConfigError(
+                f"{where}: {' and '.join(folded)} differ only by case, which MySQL may not tell apart; rename one"
+            )
         {"director": _check_director, "child": _check_child, "regular": _check_regular}[table.kind](
             table, tables, where
         )
@@ -253,9 +257,11 @@ def _check_tables(dataset: Dataset) -> None:
             if entry.generator is not None:
                 try:
                     entry.generator.check(table)
-                except (ValueError, TypeError) as error:
-                    raise ConfigError(f"{where}.columns ({entry.stream_name}): {error}") from None
-                _check_needs(table, entry, tables, where)
+                    _check_needs(table, entry, tables, where)
+                except SkymillError:
+                    raise
+                except Exception as error:  # whatever the code of a user raises
+                    raise ConfigError(f"{where}.columns ({entry.stream_name}): {explain(error)}") from error
         if table.from_file is None:
             table.entries_in_order  # noqa: B018 - refuses a circle
     for i in useless_rules(dataset.config):
@@ -279,6 +285,10 @@ def _allow(where: str, table: Table, kind_keys: set[str], reason: str) -> None:
         given.add("rows")
     if table.visits is not None:
         given.add("rows (of visits)")
+    if table.rows is not None and "rows (of visits)" in kind_keys and "rows" not in kind_keys:
+        raise ConfigError(
+            f"{where}.rows: {table.rows} is not allowed for a {table.kind} table; write {{visits: <table of visits>, radius_deg: 1.4}}"
+        )
     extra = sorted(given - kind_keys)
     if extra:
         raise ConfigError(f"{where}.{extra[0]}: a {table.kind} table has no such key; {reason}")
@@ -301,12 +311,18 @@ def _check_director(table: Table, tables: Mapping[str, Table], where: str) -> No
     _need_columns(where, table, list(table.position or [None]), "position")
     density = table.density or {}
     if ("per_sq_deg" in density) == ("map" in density):
-        raise ConfigError(f"{where}.density: give either per_sq_deg or map")
+        raise ConfigError(
+            f"{where}.density: found {'both' if 'map' in density else 'neither'}; give either per_sq_deg or map"
+        )
     for name in (table.key, *table.position):
         if next(c for c in table.columns if c.name == name).type.nullable:
-            raise ConfigError(f"{where}: {name} may be NULL; keys and positions of a director must be NOT NULL")
+            raise ConfigError(
+                f"{where}: {name} may be NULL; keys and positions of a director must be NOT NULL: write it behind the type"
+            )
     if not any(isinstance(e.generator, Position) for e in table.entries):
-        raise ConfigError(f"{where}.columns: no column has the generator position; {', '.join(table.position)} need it")
+        raise ConfigError(
+            f"{where}.columns: no column has the generator position; {', '.join(table.position)} need it: add generator: position"
+        )
 
 
 def _check_child(table: Table, tables: Mapping[str, Table], where: str) -> None:
@@ -314,7 +330,7 @@ def _check_child(table: Table, tables: Mapping[str, Table], where: str) -> None:
     director = tables.get(table.director)
     if director is None or director.kind != "director":
         directors = ", ".join(t.name for t in tables.values() if t.kind == "director") or "none"
-        raise ConfigError(f"{where}.director: {table.director!r} is not a director table; there are: {directors}")
+        raise ConfigError(f"{where}.director: {show(table.director)} is not a director table; there are: {directors}")
     if director.ingest is False and table.ingest:
         raise ConfigError(f"{where}.ingest: its director {director.name} is not loaded; set ingest: false here, too")
     if not table.keyless:
@@ -326,7 +342,7 @@ def _check_child(table: Table, tables: Mapping[str, Table], where: str) -> None:
         raise ConfigError(f'{where}.rows: the key "radius_deg" is missing')
     for key in ("detectors", "spacing_deg"):
         if getattr(table, key) is not None:
-            raise ConfigError(f"{where}.rows.{key}: only a table of detectors has such a key")
+            raise ConfigError(f"{where}.rows.{key}: only a regular table of detectors has such a key; drop it")
     if table.select is not None:
         column = next((c for c in director.columns if c.name == table.select.column), None)
         if column is None:
@@ -339,7 +355,7 @@ def _check_visits(table: Table, tables: Mapping[str, Table], where: str) -> None
     visits = tables.get(table.visits)
     if visits is None or visits.visit is None or visits is table:
         raise ConfigError(
-            f"{where}.rows.visits: {table.visits!r} is not a table of visits (a regular table with the key visit)"
+            f"{where}.rows.visits: {show(table.visits)} is not a table of visits (a regular table with the key visit)"
         )
 
 
@@ -352,19 +368,23 @@ def _check_regular(table: Table, tables: Mapping[str, Table], where: str) -> Non
     if table.visits is not None:
         _check_visits(table, tables, where)
         if tables[table.visits].detectors is not None:
-            raise ConfigError(f"{where}.rows.visits: {table.visits} is a table of detectors itself")
+            raise ConfigError(
+                f"{where}.rows.visits: {table.visits} is a table of detectors itself; name its table of visits"
+            )
         for key in ("detectors", "spacing_deg"):
             if getattr(table, key) is None:
                 raise ConfigError(f'{where}.rows: the key "{key}" is missing')
         for key in ("radius_deg", "select"):
             if getattr(table, key) is not None:
-                raise ConfigError(f"{where}.rows.{key}: only a child has such a key")
+                raise ConfigError(f"{where}.rows.{key}: only a child table has such a key; drop it")
     if table.region is not None:
         if table.rows is None:
             raise ConfigError(f"{where}.region: only positions that are drawn lie in a region; give rows (a number)")
         check_region(list(table.region), f"{where}.region")
     if table.from_file is not None and not table.from_file.is_file():
-        raise ConfigError(f"{where}.from_file: there is no file {table.from_file}")
+        raise ConfigError(
+            f"{where}.from_file: there is no file {table.from_file}; paths are relative to the folder of the configuration"
+        )
     if table.visit is not None:
         _need_columns(where, table, [table.visit["id"], table.visit["filter"]], "visit")
         _need_columns(where, table, list(table.position or [None]), "position")
@@ -406,9 +426,11 @@ def filter_names(visits: Table) -> list[str]:
     return []
 
 
-def _hash_file(path: Path) -> str:
+def _hash_file(path: Path, key: str) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}, which the configuration names: {error.strerror}") from None
+        raise ConfigError(
+            f"{key}: cannot read {path}: {error.strerror}; correct the path, which is relative to the folder of the configuration"
+        ) from None

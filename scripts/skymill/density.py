@@ -383,8 +383,11 @@ def _check_map(values: FloatArray, name: str) -> int:
 def _read_npy(path: Path) -> FloatArray:
     try:
         return np.load(path, allow_pickle=False).astype(np.float64, casting="same_kind")
-    except Exception as error:  # numpy raises many kinds
-        raise ValueError(f"{path}: cannot be read as a .npy file of numbers ({error}); use numpy.save") from error
+    except Exception as error:  # numpy raises many kinds, with advice that does not help here
+        found = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise ValueError(
+            f"{path}: cannot be read as a .npy file of numbers{found}; write it with numpy.save"
+        ) from error
 
 
 def _read_fits(path: Path, ordering: str) -> tuple[FloatArray, str]:
@@ -395,7 +398,8 @@ def _read_fits(path: Path, ordering: str) -> tuple[FloatArray, str]:
         values, header = healpy.read_map(path, dtype=np.float64, nest=None, h=True)
     except Exception as error:  # healpy and astropy raise many kinds
         raise ValueError(
-            f"{path}: cannot be read as a HEALPix map in FITS ({error}); write it with healpy.write_map"
+            f"{path}: cannot be read as a HEALPix map in FITS ({str(error).split('. ')[0]}); it must be a table behind the first header, "
+            "with 12 nside^2 pixels, as healpy.write_map writes it"
         ) from error
     header = {key: str(value).strip().upper() for key, value in header}
     coordinates = header.get("COORDSYS", "")

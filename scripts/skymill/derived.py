@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .columns import UniqueId
 from .config import Dataset, Table
-from .errors import ConfigError
+from .errors import ConfigError, show
 from .files import read_json, write_json
 from .retries import retry_number
 
@@ -124,11 +124,13 @@ def index_configs(dataset: Dataset) -> list[dict]:
         table = dataset.tables.get(index["table"])
         if table is None or not table.ingest:
             loaded = ", ".join(t.name for t in dataset.tables.values() if t.ingest)
-            raise ConfigError(f"{where}.table: {index['table']!r} is not a table that is loaded; there are: {loaded}")
+            raise ConfigError(
+                f"{where}.table: {show(index['table'])} is not a table that is loaded; there are: {loaded}"
+            )
         names = [column.name for column in table.stored_columns]
         unknown = [name for name in index["columns"] if name not in names]
         if unknown:
-            raise ConfigError(f"{where}.columns: there is no column {unknown[0]!r} in {table.name}")
+            raise ConfigError(f"{where}.columns: there is no column {show(unknown[0])} in {table.name}")
         configs.append(
             {
                 "database": dataset.database,

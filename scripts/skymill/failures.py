@@ -79,7 +79,8 @@ class TileFailures:
 
     def _record(self, chunk: int, error: Exception) -> None:
         expected = isinstance(error, SkymillError)
-        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        text = str(error) if expected else f"{type(error).__name__}: {error}{notes}"
         trace = None if expected else "".join(traceback.format_exception(error))
         # An error in the code of a generator fails many chunks in the same way; its traceback is needed once.
         shown = None if expected or text in self.failed.values() else error

@@ -90,10 +90,12 @@ def locate(source: str, folder: Path, where: str) -> Path:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            raise ConfigError(f"{where}: the package {resource[1]} of {source} is not installed; {INSTALL}")
+            raise ConfigError(
+                f"{where}: the package {resource[1]} of {source} is not installed; correct the name, or {INSTALL}"
+            )
         path = next((Path(place) / resource[2] for place in found.submodule_search_locations or ()), Path(resource[2]))
     if not path.is_file():
-        raise ConfigError(f"{where}: there is no file {path}")
+        raise ConfigError(f"{where}: there is no file {path}; paths are relative to the folder of the configuration")
     return path
 
 
@@ -117,7 +119,10 @@ def read_felis(path: Path, where: str) -> object:
         return Schema.from_uri(str(path), context={"id_generation": True})
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # pydantic's errors are ValueErrors
         lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
-        raise ConfigError(f"{where}: {path} is not a valid Felis file: {' '.join(lines[:7])}") from None
+        text = re.sub(r" \[type=.*?, input_type=\w+\]", "", " ".join(lines[:7]))
+        # What the package says of a file without keys is about its own code.
+        reason = "it holds no mapping of keys" if re.search("not subscriptable|indices must be", text) else text
+        raise ConfigError(f"{where}: {path} is not a valid Felis file: {reason}") from None
 
 
 def table_columns(schema: object, table: str, where: str) -> list[dict]:
@@ -131,12 +136,12 @@ def table_columns(schema: object, table: str, where: str) -> list[dict]:
     found = next((item for item in schema.tables if item.name == table), None)
     if found is None:
         names = ", ".join(item.name for item in schema.tables)
-        raise ConfigError(f"{where}.table: {schema.name} has no table {table!r}; there are: {names}")
+        raise ConfigError(f'{where}.table: {schema.name} has no table "{table}"; there are: {names}')
     primary_key = [found.primary_key] if isinstance(found.primary_key, str) else list(found.primary_key or ())
     columns = []
     for column in found.columns:
         if not re.fullmatch(r"[A-Za-z_]\w{0,63}", column.name, re.ASCII):
-            raise ConfigError(f"{where}: {table} has a column {column.name!r}; letters, digits and underscores only")
+            raise ConfigError(f'{where}: {table} has a column "{column.name}"; letters, digits and underscores only')
         datatype = column.datatype.value
         mysql = column.mysql_datatype or MYSQL_TYPES[datatype].format(length=column.length)
         if datatype == "timestamp" and column.precision is not None and column.mysql_datatype is None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import SkymillError
+
+log = logging.getLogger("skymill")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,12 +38,20 @@ def read_json(path: Path) -> dict:
     Raises
     ------
     SkymillError
-        If it cannot be read.
+        If it cannot be read, or holds no JSON object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SkymillError(f"cannot read {path}: {error}") from None
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SkymillError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise SkymillError(
+            f"cannot read {path}: it is no JSON object, so it was damaged after it was written; put it back from a copy, or begin in "
+            "another folder (--directory)"
+        )
+    return content
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -66,5 +77,12 @@ def lock(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning(
+                "another job is still at work on the same files; waiting for %s (after a kill, make recover ends it)",
+                path,
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import re
+import traceback
 from pathlib import Path
 
 from .columns import Choice, Column, Constant, Generator, Magnitude, Normal, Poisson, Position, Text, Uniform, UniqueId
@@ -32,6 +33,15 @@ GENERATORS: dict[str, type[Generator]] = {
 }
 
 
+def explain(error: Exception) -> str:
+    """What the code of a generator has raised, in words: a ValueError is meant to be read, any other also says where it came from."""
+    if type(error) is ValueError:
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if isinstance(error, SyntaxError) else f" ({Path(place.filename).name}, line {place.lineno})"
+    return f"{type(error).__name__}: {error}{where}"
+
+
 def generator_class(name: str, folder: Path) -> type[Generator]:
     """The class of a generator: one of ours, or ``module:Class`` of the user's own, from a file beside the configuration.
 
@@ -55,9 +65,7 @@ def generator_class(name: str, folder: Path) -> type[Generator]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(
-            f'generator "{name}": {path.name} cannot be imported: {type(error).__name__}: {error}'
-        ) from error
+        raise ValueError(f'generator "{name}": {path.name} cannot be imported: {explain(error)}') from error
     found = getattr(module, match[2], None)
     if not (isinstance(found, type) and issubclass(found, Generator)):
         raise ValueError(
@@ -86,6 +94,8 @@ def make_generator(entry: str | dict, columns: list[Column], folder: Path) -> Ge
     allowed = _options_of(made)
     if not isinstance(options, dict):
         # {constant: 0.1} is short for {constant: {value: 0.1}}.
+        if not allowed and options is not None:
+            raise ValueError(f'generator "{name}" has no options; write generator: {name}')
         options = {next(iter(allowed)): options} if allowed else {}
     for option in options:
         if option not in allowed:
@@ -93,6 +103,11 @@ def make_generator(entry: str | dict, columns: list[Column], folder: Path) -> Ge
     for option, required in allowed.items():
         if required and option not in options:
             raise ValueError(f'generator "{name}" needs the option "{option}"')
-    generator = made(**options)
+    try:
+        generator = made(**options)
+    except Exception as error:  # whatever the code of a user raises
+        raise ValueError(f'generator "{name}": {explain(error)}') from error
+    if type(generator).draw is Generator.draw:
+        raise ValueError(f'generator "{name}": the class has no method draw, which makes the values')
     generator.columns = columns
     return generator

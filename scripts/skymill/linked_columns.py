@@ -19,7 +19,7 @@ from .columns import (
     need_kind,
     need_numbers,
 )
-from .errors import ConfigError
+from .errors import ConfigError, show
 from .sqltypes import parse_moment
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ FIRST_MJD, LAST_MJD = -313_698, 2_973_483
 
 def _need_visits(table: Table) -> None:
     if table.visits is None:
-        raise ValueError(f"{table.name} has no rows: {{visits: ...}}")
+        raise ValueError(f"{table.name} has no rows: {{visits: ...}}, which the generator takes its values from")
 
 
 def _need_number(table: Table, option: str, name: str) -> Column | None:
     """The column of a table that an option names; refused if it holds no numbers, None if there is none (which is told elsewhere)."""
     column = next((column for column in table.columns if column.name == name), None)
     if column is not None and column.type.kind not in ("integer", "float"):
-        raise ValueError(f"{option} = {name!r}: it is {column.type.text}, not a number")
+        raise ValueError(f"{option} = {show(name)}: it is {column.type.text}, not a number")
     return column
 
 
@@ -63,7 +63,7 @@ class DirectorColumn(Generator):
 
     def check(self, table: Table) -> None:
         if table.kind != "child":
-            raise ValueError(f"{table.name} is no child table")
+            raise ValueError(f"{table.name} is no child table, and only such a table can have this generator")
 
     def director_columns(self, filters: Sequence[str]) -> Sequence[str]:
         return (self.column,)
@@ -141,9 +141,9 @@ class Jitter(Generator):
         if self.columns[0].type.dtype != np.float64:
             raise ValueError(f"{self.columns[0].type.text}: positions need DOUBLE")
         if table.kind != "child":
-            raise ValueError(f"{table.name} is no child table")
+            raise ValueError(f"{table.name} is no child table, and only such a table can have this generator")
         if self.unit not in UNITS_DEG:
-            raise ValueError(f"unit = {self.unit!r}: it must be {', '.join(UNITS_DEG)}")
+            raise ValueError(f"unit = {show(self.unit)}: it must be {', '.join(UNITS_DEG)}")
         _need_number(table, "sigma", self.sigma)
 
     def needs(self) -> Sequence[str]:
@@ -179,7 +179,9 @@ class DetectorNumber(Generator):
     def check(self, table: Table) -> None:
         need_kind(self, "integer")
         if table.detectors is None:
-            raise ValueError(f"{table.name} has no rows: {{visits: ..., detectors: ...}}")
+            raise ValueError(
+                f"{table.name} has no rows: {{visits: ..., detectors: ...}}, whose detectors the generator numbers"
+            )
         if table.detectors[0] * table.detectors[1] - 1 > np.iinfo(self.columns[0].type.dtype).max:
             raise ValueError(f"{self.columns[0].type.text} does not hold the numbers of {table.detectors} detectors")
 
@@ -236,10 +238,10 @@ class Lookup(Generator):
 
     def check(self, table: Table) -> None:
         if not isinstance(self.values, dict) or not self.values:
-            raise ValueError(f"values = {self.values!r}: write a mapping, as {{g: green, r: red}}")
+            raise ValueError(f"values = {show(self.values)}: write a mapping, as {{g: green, r: red}}")
         source = next((column for column in table.columns if column.name == self.column), None)
         if source is not None and source.type.kind != "string":
-            raise ValueError(f"column = {self.column!r}: it is {source.type.text}, not a string")
+            raise ValueError(f"column = {show(self.column)}: it is {source.type.text}, not a string")
         for value in self.values.values():
             check_value(value, self.columns[0])
 
@@ -251,7 +253,9 @@ class Lookup(Generator):
         used = {source.values[code] for code in np.unique(source.codes).tolist() if code >= 0}
         unknown = sorted(used - self.values.keys())
         if unknown:
-            raise ConfigError(f"column {column.name}: lookup has no value for {unknown[0]!r} of {self.column}")
+            raise ConfigError(
+                f"column {column.name}: lookup has no value for {show(unknown[0])} of {self.column}; add one under values"
+            )
         keys = list(self.values)
         codes = np.array([*(keys.index(text) if text in used else 0 for text in source.values), -1], dtype=np.int32)
         codes = codes[source.codes]
@@ -277,17 +281,17 @@ class Time(Generator):
         if self.mjd is None:
             first, last = (self._moment(name) for name in ("start", "end"))
             if first > last:
-                raise ValueError(f"start = {self.start!r}, end = {self.end!r}: start must not be after end")
+                raise ValueError(f"start = {show(self.start)}, end = {show(self.end)}: start must not be after end")
         source = next((column for column in table.columns if column.name == self.mjd), None)
         if source is not None and source.type.dtype != np.float64:
-            raise ValueError(f"mjd = {self.mjd!r}: it is {source.type.text}; times need DOUBLE")
+            raise ValueError(f"mjd = {show(self.mjd)}: it is {source.type.text}; times need DOUBLE")
 
     def _moment(self, name: str) -> int:
         """An end of the range in microseconds since 1970."""
         moment = parse_moment(getattr(self, name))
         if moment is None:
             raise ValueError(
-                f'{name} = {getattr(self, name)!r}: write a time as "2025-06-30 23:30:00", in quotes, from the year 1000'
+                f'{name} = {show(getattr(self, name))}: write a time as "2025-06-30 23:30:00", in quotes, from the year 1000'
             )
         return int(moment.astype(np.int64))
 

@@ -58,7 +58,7 @@ def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.n
     wrong = np.flatnonzero((home != places["chunk"]) | (home_sub_chunk != places["sub_chunk"]))
     if len(wrong):
         raise SkymillError(
-            f"chunk {chunk}: {len(wrong)} generated rows do not lie where their chunkId and subChunkId say"
+            f"chunk {chunk}: {len(wrong)} generated rows do not lie where their chunkId and subChunkId say; please report this"
         )
     mine = overlap.chunk == chunk
     row, sub_chunk = overlap.row[mine], overlap.sub_chunk[mine]
@@ -90,7 +90,9 @@ def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path,
     """
     home, halo = load_places(source), load_places(halo_source)
     if (home["chunk"] != chunk).any():
-        raise SkymillError(f"{source.name}: it holds rows of other chunks than {chunk}")
+        raise SkymillError(
+            f"{source}: it holds rows of other chunks than {chunk}; run again, and if it stays so, remove {source.parent} first"
+        )
     row, sub_chunk = overlap_rows(chunker, chunk, np.concatenate([home, halo]))
     digest, size = hashlib.sha256(), 0
     if len(row):
@@ -140,7 +142,7 @@ class _Source:
             raise SkymillError(self._refusal())
 
     def _refusal(self) -> str:
-        return f"{self.path}: its rows do not end where {places_path(self.path).name} says; generate the tile again"
+        return f"{self.path}: its rows do not end where {places_path(self.path).name} says; run again, and if it stays so, remove {self.path.parent} first"
 
     def forget(self) -> None:
         """Give back the memory of what has been read: it stays with the file, and need not count as ours."""

@@ -347,5 +347,7 @@ def tiles_with(state: State, chunks: np.ndarray) -> list[tuple[str, str]]:
         if np.isin(expand_ranges(ranges), chunks).any()
     ]
     if not pairs:
-        raise ConfigError("only: none of these chunks is selected and still to be loaded")
+        raise ConfigError(
+            "only: none of these chunks is selected and still to be loaded; `snakemake status` says which are"
+        )
     return pairs

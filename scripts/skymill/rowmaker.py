@@ -65,7 +65,11 @@ def fill_columns(table: Table, rows: Rows, streams: BoxStreams) -> None:
         If a generator of the user made something else than it should.
     """
     for entry in table.entries_in_order:
-        made = entry.generator.draw(streams[entry.stream_name], rows)
+        try:
+            made = entry.generator.draw(streams[entry.stream_name], rows)
+        except Exception as error:
+            error.add_note(f"in the generator of {table.name}.{entry.stream_name}")
+            raise
         parts = made if isinstance(made, (tuple, list)) else (made,)
         if len(parts) != len(entry.columns):
             raise SkymillError(
@@ -310,7 +314,8 @@ class RowMaker:
         unknown = sorted(names - director.columns.keys())
         if unknown:
             raise ConfigError(
-                f"tables.{table.name}: {table.visits} has the filters {', '.join(visits.filters)}, but {table.director} has no column {unknown[0]}"
+                f"tables.{table.name}: {table.visits} has the filters {', '.join(visits.filters)}, but {table.director} has no column {unknown[0]}; "
+                "add it, or leave out what needs it"
             )
         visit_names = {n for e in table.entries for n in e.generator.visit_columns()} | {"#filter"}
         ra_deg, dec_deg, chosen = director.ra_deg, director.dec_deg, None

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import jsonschema
 import yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, show
 
+#: Keys whose values are never shown: somebody may have written the secret itself there, instead of the place where it is.
+SECRETS = {"auth_key", "admin_auth_key", "password"}
 SCHEMA_PATH = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 
 
@@ -35,10 +38,11 @@ def read_yaml(path: Path) -> dict:
             content = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 - a subclass of the safe loader
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the configuration {path} is not text in UTF-8: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration {path} is not text in UTF-8; save it as such") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"the configuration {path} is not valid YAML: {error}") from None
+        hint = "\nIndent with spaces, not with tabs" if "'\\t'" in str(error) else ""
+        raise ConfigError(f"the configuration {path} is not valid YAML: {error}{hint}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"the configuration {path} must be a mapping of keys; start from configs/fakedb/config.yaml")
     return content
@@ -54,10 +58,10 @@ class _StrictLoader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float, bool, type(None))):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a single word", key_node.start_mark)
             if key in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f'the key "{key}" stands twice', key_node.start_mark
+                    None, None, f'the key "{key}" stands twice; drop one of the two', key_node.start_mark
                 )
             keys.add(key)
         return super().construct_mapping(node, deep)
@@ -88,13 +92,25 @@ def _read_strings(section: object, properties: dict) -> None:
             section[key] = yaml.safe_load(value)
 
 
-def _explain(error: jsonschema.ValidationError) -> str:
-    """A validation error in words."""
+def _found(error: jsonschema.ValidationError) -> str:
+    """What was found, but nothing that may be a secret, or may hold one."""
+    value, path = error.instance, set(error.absolute_path)
+    if isinstance(value, (dict, list)) and path & {"ingest", *SECRETS}:
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if path & SECRETS:
+        return "this value"
+    return re.sub(r"//.*@", "//***@", show(value))
+
+
+def _explain(error: jsonschema.ValidationError, outer: str = "") -> str:
+    """A validation error in words; `outer` describes the key if the part of the schema that it breaks does not."""
     where = _key_path(error.absolute_path)
     prefix = f"{where}: " if where else ""
     if error.validator == "additionalProperties":
         allowed = sorted(error.schema.get("properties", {}))
         unknown = [key for key in error.instance if key not in allowed]
+        if SECRETS & set(error.absolute_path):
+            return f"{prefix}unknown key; allowed are {', '.join(allowed)}"
         close = difflib.get_close_matches(unknown[0], allowed, 1) if unknown else []
         hint = f'; did you mean "{close[0]}"?' if close else ""
         return f'{prefix}unknown key "{", ".join(unknown)}"; allowed are {", ".join(allowed)}{hint}'
@@ -102,18 +118,23 @@ def _explain(error: jsonschema.ValidationError) -> str:
         missing = [key for key in error.validator_value if key not in error.instance]
         return f'{prefix}the key "{missing[0]}" is missing'
     if error.validator == "enum":
-        return f"{prefix}{error.instance!r} is not allowed; allowed are {', '.join(map(str, error.validator_value))}"
+        return f"{prefix}{_found(error)} is not allowed; allowed are {', '.join(map(str, error.validator_value))}"
     if error.validator == "pattern":
         name = error.instance
         if "tables" in where and "_" in str(name):
             return f'{prefix}the table name "{name}" has an underscore; letters and digits only: file names are split there'
-        return f'{prefix}"{name}" is not allowed; it must match {error.validator_value}'
-    description = error.schema.get("description", "")
+    description = error.schema.get("description", outer)
+    found = _found(error)
     limits = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "above"}
     if error.validator in limits:
-        return f"{prefix}{error.instance} is not allowed; it must be {limits[error.validator]} {error.validator_value}. {description}"
+        return f"{prefix}{found} is not allowed; it must be {limits[error.validator]} {error.validator_value}. {description}".rstrip()
     if error.validator == "maxProperties":
-        return f"{prefix}{error.instance!r} has {len(error.instance)} keys; write one. {description}"
+        return f"{prefix}found are {', '.join(error.instance)}; write one of them. {description}".rstrip()
+    if error.validator in ("minItems", "maxItems") and error.schema.get("minItems") == error.schema.get("maxItems"):
+        return f"{prefix}{found} is not allowed; it must have {error.validator_value} entries. {description}".rstrip()
+    if error.validator == "anyOf":
+        keys = " or ".join(branch["required"][0] for branch in error.validator_value)
+        return f"{prefix}the key {keys} is missing"
     if error.validator == "oneOf":
         # The branch that the value comes nearest to: its own errors say more than that none fits.
         same = [
@@ -125,9 +146,9 @@ def _explain(error: jsonschema.ValidationError) -> str:
         keys = set(error.instance) if isinstance(error.instance, dict) else set()
         for branch in {e.schema_path[0] for e in same}:
             if keys & set(error.validator_value[branch].get("properties", {})):
-                return _explain(next(e for e in same if e.schema_path[0] == branch))
+                return _explain(next(e for e in same if e.schema_path[0] == branch), description)
         if same:
-            return _explain(same[0])
+            return _explain(same[0], description)
     if error.validator == "type":
         words = {
             "integer": "a whole number",
@@ -136,9 +157,11 @@ def _explain(error: jsonschema.ValidationError) -> str:
             "boolean": "true or false (boolean)",
             "object": "a mapping (object)",
             "array": "a list (array)",
+            "null": "null",
         }
-        return f"{prefix}{error.instance!r} is not allowed; it must be {words.get(error.validator_value, error.validator_value)}. {description}"
-    return f"{prefix}{error.instance!r} is not allowed. {description or error.message}"
+        kinds = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+        return f"{prefix}{found} is not allowed; it must be {' or '.join(words[kind] for kind in kinds)}. {description}".rstrip()
+    return f"{prefix}{found} is not allowed. {description}".rstrip()
 
 
 def _key_path(path: Iterable[str | int]) -> str:

@@ -62,7 +62,7 @@ def add_schema_columns(
         where = f"tables.{table}.{place}"
         for name in names:
             if name in taken:
-                raise ConfigError(f"{where}: the column {name} stands twice")
+                raise ConfigError(f"{where}: the column {name} stands twice; drop one of the two")
             taken.add(name)
             if name not in found:
                 if "type" not in option:

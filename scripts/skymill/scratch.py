@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .errors import ConfigError, SkymillError
+from .errors import ConfigError, SkymillError, show
 
 
 def check_scratch(config: Mapping) -> None:
@@ -33,7 +33,7 @@ def check_scratch(config: Mapping) -> None:
         return
     if isinstance(scratch, str) and (not scratch.startswith("/") or "$" in scratch):
         raise ConfigError(
-            f"scratch = {scratch}: write an absolute path, as /scratch, or name a variable that holds one in the job's environment, as "
+            f"scratch = {show(scratch)}: write an absolute path, as /scratch, or name a variable that holds one in the job's environment, as "
             "'{env: LOCAL_SCRATCH}'"
         )
     keys = [f"keep.{name}: true" for name, kept in config["keep"].items() if kept]
@@ -45,7 +45,7 @@ def check_scratch(config: Mapping) -> None:
         keys.append(f"ingest.qserv.send: {send}")
     if keys:
         raise ConfigError(
-            f"scratch = {scratch}: the bulk files on a scratch disk vanish with their job, but {keys[0]} needs them later; drop one of the two"
+            f"scratch = {show(scratch)}: the bulk files on a scratch disk vanish with their job, but {keys[0]} needs them later; drop one of the two"
         )
 
 
@@ -58,7 +58,7 @@ def scratch_base(scratch: str | Mapping) -> Path:
         If it does not exist; it is not made, since a wrong path would fill another disk.
     """
     path = scratch if isinstance(scratch, str) else os.environ.get(scratch["env"], "")
-    where = f"scratch: {scratch} on {socket.gethostname()}"
+    where = f"scratch = {show(scratch)} on {socket.gethostname()}"
     if not path:
         raise SkymillError(
             f"{where}: the variable is not set in the job's environment; name a folder that every node has"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .chunker import Chunker
-from .errors import ConfigError
+from .errors import ConfigError, show
 
 _ITEM = re.compile(r"^(\d+)(?:\s*:\s*(\d+))?$")
 
@@ -115,7 +115,7 @@ def select_chunks(chunks: object, chunker: Chunker, folder: Path, key: str = "ch
             ids = np.setdiff1d(ids, np.concatenate(left_out))
             if not len(ids):
                 raise ConfigError(
-                    f"{key}: {chunks!r} selects no chunk, for the files under except leave nothing of {chunks['from']}; if they say what "
+                    f"{key}: {show(chunks)} selects no chunk, for the files under except leave nothing of {chunks['from']}; if they say what "
                     "is complete, nothing is left to do"
                 )
     else:
@@ -123,7 +123,7 @@ def select_chunks(chunks: object, chunker: Chunker, folder: Path, key: str = "ch
         ids, asked = parse_ranges(text, chunker, key)
     if not len(ids):
         raise ConfigError(
-            f"{key}: {chunks!r} selects no chunk of this partitioning (it has {chunker.num_chunks} chunks, 0 to "
+            f"{key}: {show(chunks)} selects no chunk of this partitioning (it has {chunker.num_chunks} chunks, 0 to "
             f"{chunker.last_chunk}); widen the selection"
         )
     return Selection(ids, asked)

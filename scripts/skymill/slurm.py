@@ -40,7 +40,8 @@ def ask(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SkymillError(f"{command[0]} does not answer: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else f"nothing came within {ANSWER_S:g} s"
+        raise SkymillError(f"{command[0]} does not answer: {reason}") from None
     if done.returncode != 0:
         raise SkymillError(f"{command[0]} failed: {done.stderr.strip()}")
     return done.stdout

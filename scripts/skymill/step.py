@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .config import Dataset
-from .errors import SkymillError
+from .errors import SkymillError, machine_error
 
 log = logging.getLogger("skymill")
 
@@ -19,7 +19,7 @@ log = logging.getLogger("skymill")
 def start_step(snakemake) -> Dataset:  # noqa: ANN001 - made by Snakemake
     """Log to the rule's log file, an error that ends the step included, and return the dataset.
 
-    An error of ours is logged and printed as its message; any other with its traceback.
+    An error of ours, or of the machine, is printed as its message; any other with its traceback. The log has all tracebacks but ours.
     """
     path = Path(snakemake.log[0])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,9 +27,10 @@ def start_step(snakemake) -> Dataset:  # noqa: ANN001 - made by Snakemake
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         expected = issubclass(kind, (SkymillError, KeyboardInterrupt))
-        log.error("%s", error or kind.__name__, exc_info=None if expected else (kind, error, trace))
-        if expected:
-            print(f"{snakemake.rule}: {error}", file=sys.stderr)
+        text = machine_error(error) or str(error) or kind.__name__
+        log.error("%s", text, exc_info=None if expected else (kind, error, trace))
+        if expected or machine_error(error):
+            print(f"{snakemake.rule}: {text}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)
 

@@ -129,8 +129,10 @@ class Table:
         while waiting:
             ready = [e for e in waiting if set(e.generator.needs()) <= done]
             if not ready:
-                names = [c.name for e in waiting for c in e.columns]
-                raise ConfigError(f"tables.{self.name}: the columns {names} need each other; break the circle")
+                names = ", ".join(c.name for e in waiting for c in e.columns)
+                raise ConfigError(
+                    f"tables.{self.name}: the columns {names} need each other; make one of them without the others"
+                )
             ordered += ready
             done |= {c.name for e in ready for c in e.columns}
             taken = set(map(id, ready))  # comparing entries would cost seconds in a table of 1,000 columns

@@ -11,6 +11,7 @@ import gzip
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -278,12 +279,15 @@ class TileTruth:
         """
         try:
             content = json.loads(gzip.decompress(path.read_bytes()))
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zlib.error) as error:
             raise SkymillError(
-                f"cannot read {path}: {error}; it is written when the tile is generated, and nothing else knows what it said"
+                f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is damaged'}; put it back from a copy: it was written when the tile was generated, and without it the tile "
+                "cannot be verified"
             ) from None
         if content.get("format") != FORMAT:
-            raise SkymillError(f"{path}: format {content.get('format')}, this version of skymill reads {FORMAT}")
+            raise SkymillError(
+                f"{path}: found format {content.get('format')}, this version of skymill reads {FORMAT}; use the version that made it"
+            )
         tables = {}
         for name, table in content["tables"].items():
             columns = table["facts"]

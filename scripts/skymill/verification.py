@@ -39,7 +39,9 @@ def tiles_to_verify(state: State, chunks: np.ndarray | None = None) -> list[tupl
         If there is nothing to verify, or a tile has no truth.
     """
     if state.store == "none":
-        raise SkymillError("ingest.store is none: there is no store to verify")
+        raise SkymillError(
+            "ingest.store is none: there is no store to verify; `snakemake verify` needs one (key ingest.store)"
+        )
     shown = [t for t in state.transactions.values() if t.committed]
     published = state.root / "ingest" / "published.json"
     if state.store == "embedded":
@@ -54,12 +56,14 @@ def tiles_to_verify(state: State, chunks: np.ndarray | None = None) -> list[tupl
         if chunks is None or np.isin(expand_ranges(ranges), chunks).any()
     ]
     if not tiles:
-        raise SkymillError("only: none of these chunks has been loaded")
+        raise SkymillError(
+            "only: none of these chunks has been loaded; `snakemake status` lists those that are (completed.clg)"
+        )
     missing = [tile for name, tile in tiles if not truth_path(state.root, name, tile).exists()]
     if missing:
         raise SkymillError(
             f"{len(missing)} tiles have no truth, {missing[0]} among them: it was removed from {state.root / 'generated'}, or they were "
-            "made by an older version of skymill; there is nothing to compare them with"
+            "made by an older version of skymill; there is nothing to compare them with; put the files back from a copy"
         )
     return tiles
 

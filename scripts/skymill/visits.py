@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .chunker import Box, max_alpha_deg
 from .columns import Column, Rows, Strings, Values
 from .config import Dataset, Table
 from .density import UniformDensity
-from .errors import ConfigError
+from .errors import ConfigError, SkymillError
 from .rowmaker import BoxStreams, fill_columns
 from .streams import NO_CHUNK, stream
 
@@ -129,14 +130,25 @@ def read_table_file(table: Table) -> dict[str, Values]:
         if path.suffix in (".parquet", ".parq"):
             frame = pd.read_parquet(path)
         else:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 first = file.readline().rstrip("\n")
+            if not first.strip():
+                raise ConfigError(
+                    f"{where}: the file is empty, or begins with an empty line; write a header or a row there"
+                )
             separator = "\t" if "\t" in first else ","
             fields = [field.strip().strip('"') for field in first.split(separator)]
             has_header = bool(set(fields) & set(names))
+            if has_header and len(set(fields)) < len(fields):
+                raise ConfigError(f"{where}: the header names a column twice: {', '.join(fields)}; drop one")
+            if not has_header and {field.lower() for field in fields} & {name.lower() for name in names}:
+                raise ConfigError(
+                    f"{where}: the header ({', '.join(fields)}) differs by case from the table's columns: {', '.join(names)}; rename them"
+                )
             if not has_header and len(fields) != len(names):
                 raise ConfigError(
-                    f"{where}: it has no header and {len(fields)} columns; the table has {len(names)}: {', '.join(names)}"
+                    f"{where}: found no header and {len(fields)} fields in a row, but the table has {len(names)} columns: "
+                    f"{', '.join(names)}; write a header, and commas or tabs between the fields"
                 )
             frame = pd.read_csv(
                 path,
@@ -148,8 +160,15 @@ def read_table_file(table: Table) -> dict[str, Values]:
                 keep_default_na=True,
                 dtype_backend="numpy_nullable",  # whole numbers beside empty fields keep their digits
             )
+            if not isinstance(frame.index, pd.RangeIndex):
+                raise ConfigError(
+                    f"{where}: the rows have more fields than the first line; name all columns in the header"
+                )
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: cannot be read: it is no text in UTF-8; save it as CSV in UTF-8") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{where}: cannot be read: {error}") from None
+        reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
+        raise ConfigError(f"{where}: cannot be read: {reason}; correct the file") from None
     missing = [name for name in names if name not in frame.columns]
     if missing:
         raise ConfigError(
@@ -163,13 +182,18 @@ def _from_pandas(series, column: Column, where: str) -> Values:  # noqa: ANN001 
     null = series.isna().to_numpy()
     if null.any() and not column.type.nullable:
         raise ConfigError(
-            f"{where}: {column.name} is NOT NULL, but row {int(np.flatnonzero(null)[0]) + 1} has no value"
+            f"{where}: {column.name} is NOT NULL, but row {int(np.flatnonzero(null)[0]) + 1} has no value; fill it in, or drop NOT NULL"
         )
     if column.type.kind == "string":
-        values, codes = np.unique(series.where(~null, "").astype(str).to_numpy(dtype=str), return_inverse=True)
+        try:
+            values, codes = np.unique(series.where(~null, "").astype(str).to_numpy(dtype=str), return_inverse=True)
+        except UnicodeDecodeError:
+            raise ConfigError(f"{where}: {column.name} holds bytes that are no text in UTF-8") from None
         too_long = [value for value in values.tolist() if len(value) > column.type.length]
         if too_long:
-            raise ConfigError(f'{where}: {column.name}: "{too_long[0]}" is longer than {column.type.text}')
+            raise ConfigError(
+                f'{where}: {column.name}: "{too_long[0]}" is longer than {column.type.text}; make the type longer'
+            )
         return Strings(np.where(null, -1, codes).astype(np.int32), tuple(values.tolist()))
     if column.type.kind == "datetime":
         return _times_from_pandas(series, null, column, where)
@@ -179,10 +203,15 @@ def _from_pandas(series, column: Column, where: str) -> Values:  # noqa: ANN001 
         if column.type.kind != "float" and len(values) and not (typed == values).all():
             row = int(np.flatnonzero(typed != values)[0])
             raise ConfigError(f"{where}: {column.name}, row {row + 1}: {values[row]} does not fit {column.type.text}")
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {column.name}: {error}; it must be {column.type.text}") from None
+    except (ValueError, TypeError, OverflowError):
+        import pandas as pd
+
+        numbers = pd.to_numeric(series, errors="coerce").astype("float64")
+        wrong = np.flatnonzero(~null & ~(numbers.abs() < 2.0**63).to_numpy())
+        which = f", row {wrong[0] + 1}: {series.iloc[wrong[0]]}" if len(wrong) else ": a value"
+        raise ConfigError(f"{where}: {column.name}{which} does not fit {column.type.text}") from None
     if not np.isfinite(typed.astype(np.float64)).all():
-        raise ConfigError(f"{where}: {column.name} holds inf, which no database takes")
+        raise ConfigError(f"{where}: {column.name} holds inf, which no database takes; leave the field empty for NULL")
     return np.ma.masked_array(typed, null) if null.any() else typed
 
 
@@ -320,9 +349,21 @@ def load_visits(path: Path, table: Table) -> Visits:
 
 
 def load_arrays(path: Path, table: Table) -> dict[str, Values]:
-    """Read the columns that `save_arrays` wrote."""
+    """Read the columns that `save_arrays` wrote.
+
+    Raises
+    ------
+    SkymillError
+        If the file is damaged.
+    """
     columns: dict[str, Values] = {}
-    with np.load(path, allow_pickle=False) as arrays:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise SkymillError(
+            f"cannot read {path}: it was damaged after it was written; remove it and run again"
+        ) from None
+    with file as arrays:
         for column in table.columns:
             name = column.name
             if f"codes:{name}" in arrays:

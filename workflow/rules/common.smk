@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 from skymill.config import Dataset
 from skymill.derived import derived_files
 from skymill.driver import collect_seldom, leave_lock
-from skymill.errors import SkymillError
+from skymill.errors import SkymillError, in_words
 from skymill.forecast import TileResources
 from skymill.history import finished_files, read_state
 from skymill.inputs import check_files
@@ -35,8 +35,8 @@ try:
     check_files(DATASET, Path(RESULTS))
     CONFIGS = list(derived_files(DATASET))
     config.update(DATASET.config)
-except SkymillError as error:
-    raise WorkflowError(str(error)) from None
+except (SkymillError, OSError) as error:
+    raise WorkflowError(in_words(error)) from None
 
 
 pathvars:

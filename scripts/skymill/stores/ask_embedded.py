@@ -15,7 +15,7 @@ from ..errors import SkymillError
 from ..facts import Fact
 from ..questions import DUCKDB, ask_all, ask_regular, read_answer
 from ..truth import TileTruth, TruthTables
-from .embedded import EmbeddedStore
+from .embedded import EmbeddedStore, open_database
 
 
 class EmbeddedAsker:
@@ -36,15 +36,13 @@ class EmbeddedAsker:
     """
 
     def __init__(self, dataset: Dataset, root: Path, threads: int = 1):
-        import duckdb
-
         self.dataset = dataset
         self.store = EmbeddedStore(dataset, root)
         if not self.store.database.exists():
             raise SkymillError(
                 f"there is no {self.store.database}; run `snakemake` first, it ends with publishing the database"
             )
-        self.connection = duckdb.connect(str(self.store.database), read_only=True, config={"threads": threads})
+        self.connection = open_database(self.store.database, threads=threads)
         shown = self.connection.execute("SELECT table_name, table_type FROM information_schema.tables").fetchall()
         self.views = {name for name, kind in shown if kind == "VIEW"}
         self.tables = {name for name, _ in shown}
@@ -52,8 +50,14 @@ class EmbeddedAsker:
     def __enter__(self) -> EmbeddedAsker:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, *_: object) -> None:
+        import duckdb
+
         self.connection.close()
+        if isinstance(error, duckdb.Error):
+            raise SkymillError(
+                f"{self.store.database} cannot answer: {str(error).splitlines()[0]}; put back what is missing or damaged, or make it again with `snakemake repair`"
+            ) from error
 
     def ask_tile(self, transaction_id: str, tile: str, chunks: list[int], truth: TileTruth) -> dict[str, TruthTables]:
         """The facts of a tile's chunks, by the place that answers (here one, without a name)."""

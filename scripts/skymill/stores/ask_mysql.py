@@ -82,7 +82,9 @@ class MysqlAsker:
         """Host, port and database of a worker."""
         match = _ADDRESS.match(text)
         if not match:
-            raise ConfigError(f"ingest.qserv.sql.workers.{name}: {text!r}: write host, host:port or host:port/database")
+            raise ConfigError(
+                f'ingest.qserv.sql.workers.{name}: "{re.sub(".*@", "***@", text)}" is not allowed; write host, host:port or host:port/database'
+            )
         database = (match["database"] or "{database}").replace("{database}", self.dataset.database)
         return match["host"], int(match["port"] or 3306), database
 
@@ -96,7 +98,7 @@ class MysqlAsker:
             host, port, database = self._addresses[worker]
             short = query if len(query) < 300 else f"{query[:300]} ..."
             raise SkymillError(
-                f"the worker {worker} ({host}:{port}, database {database}) did not answer: {error}; asked was: {short}"
+                f"the worker {worker} ({host}:{port}, database {database}) did not answer: {error.args[-1] if error.args else error}; see whether ingest.qserv.sql is right; asked was: {short}"
             ) from None
 
     def _connect(self, worker: str):  # noqa: ANN202 - a connection of PyMySQL

@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from ..columns import Column
 from ..config import Dataset, Table
-from ..errors import PoisonedError, SkymillError
+from ..errors import PoisonedError, SkymillError, show
 from . import Contribution
 
 #: Small chunks of a tile go into one file together, up to about so much text [bytes].
@@ -84,11 +84,13 @@ class EmbeddedStore:
             return {}
         folder = self._staged(transaction_id)
         held = {
-            name: sum(pyarrow.parquet.read_metadata(path).num_rows for path in (folder / name).glob("*.parquet"))
+            name: sum(_read_metadata(path, PoisonedError).num_rows for path in (folder / name).glob("*.parquet"))
             for name, _ in self.loaded_tables()
         }
         if {name: count for name, count in held.items() if count} != {name: c for name, c in rows.items() if c}:
-            raise PoisonedError(f"transaction {transaction_id} holds the rows {held}, loaded were {dict(rows)}")
+            raise PoisonedError(
+                f"transaction {transaction_id}: it holds the rows {show(held)}, loaded were {show(dict(rows))}"
+            )
         for path in folder.glob("*/.*"):
             path.unlink()  # what a job that was killed had not finished
         os.rename(folder, target)
@@ -106,13 +108,13 @@ class EmbeddedStore:
         missing = [folder.name for folder in folders if not folder.is_dir()]
         if missing:
             raise SkymillError(
-                f"the transaction {missing[0]} was committed, but {self.committed} does not hold it; it was moved or removed"
+                f"the transaction {missing[0]} was committed, but {self.committed} does not hold it; it was moved or removed: put it back"
             )
         files = {
             name: sorted(p for f in folders for p in (f / name).glob("*.parquet")) for name, _ in self.loaded_tables()
         }
         rows = {
-            name: sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths) for name, paths in files.items()
+            name: sum(_read_metadata(path, SkymillError).num_rows for path in paths) for name, paths in files.items()
         }
         copied = sum(rows.values()) <= self.dataset.config["ingest"]["materialise_rows"]
         aside = self.database.with_name(f".{self.database.name}.{os.getpid()}")
@@ -144,9 +146,7 @@ class EmbeddedStore:
         ]
 
     def count_rows(self) -> dict[str, int]:
-        import duckdb
-
-        with duckdb.connect(str(self.database), read_only=True) as connection:
+        with open_database(self.database) as connection:
             return {
                 name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
                 for name, _ in self.loaded_tables()
@@ -177,6 +177,33 @@ class EmbeddedStore:
                 if table.kind == "director":
                     tables.append((table.overlap_name, table.stored_columns))
         return tables
+
+
+def open_database(path: Path, **config: int):  # noqa: ANN201 - DuckDB is imported only when needed
+    """A connection to a published database, to read it.
+
+    Raises
+    ------
+    SkymillError
+        If another program is writing to it, or it is damaged.
+    """
+    import duckdb
+
+    try:
+        return duckdb.connect(str(path), read_only=True, config=config)
+    except duckdb.Error as error:
+        is_locked = "lock" in str(error)
+        remedy = "close it there" if is_locked else "remove it, and the next run of `snakemake` publishes it again"
+        raise SkymillError(f"cannot open {path}: {str(error).splitlines()[0].rstrip('!.')}; {remedy}") from None
+
+
+def _read_metadata(path: Path, kind: type[SkymillError]) -> pyarrow.parquet.FileMetaData:
+    """The metadata of a Parquet file; an error of a kind if it is damaged."""
+    try:
+        return pyarrow.parquet.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        remedy = "" if kind is PoisonedError else "; put it back from a copy"
+        raise kind(f"cannot read {path}: {error}{remedy}") from None
 
 
 def read_text(path: Path, table: Table) -> Iterator[pa.Table]:
@@ -251,7 +278,7 @@ def _rows_held(folder: Path, tile: str) -> dict[str, int]:
     """Rows of each chunk that the files of a tile in a table's folder hold."""
     held: dict[str, int] = {}
     for path in folder.glob(f"{tile}.*.parquet"):
-        held |= rows_of_chunks(path)
+        held |= json.loads(_read_metadata(path, PoisonedError).metadata[_HELD_KEY])
     return held
 
 

@@ -57,7 +57,7 @@ class QservStore:
         self.options = options = dataset.config["ingest"].get("qserv", {})
         for key in ("url", *(["base_url"] if options.get("send") == "http" else [])):
             if key not in options:
-                raise ConfigError(f"ingest.qserv.{key}: the key is missing; the store qserv needs it")
+                raise ConfigError(f"ingest.qserv.{key}: the key is missing; add it, docs/configuration.md describes it")
         keys = [_read_key(key, options.get(key), dataset.folder) for key in ("auth_key", "admin_auth_key")]
         self.client = QservClient(options["url"], *keys, options["timeout_s"])
 
@@ -351,15 +351,15 @@ def _read_key(name: str, source: Mapping | None, folder: Path) -> str | None:
         where = f"ingest.qserv.{name}.env: the environment variable {source['env']}"
         key = os.environ.get(source["env"])
         if key is None:
-            raise SkymillError(f"{where} is not set")
+            raise SkymillError(f"{where} is not set; set it, or name another")
     else:
         where = f"ingest.qserv.{name}.file: {folder / source['file']}"
         try:
             key = (folder / source["file"]).read_text("utf-8")
         except OSError as error:
-            raise SkymillError(f"{where} cannot be read: {error.strerror}") from None
+            raise SkymillError(f"{where} cannot be read: {error.strerror}; correct the path or the rights") from None
         except UnicodeDecodeError:
-            raise SkymillError(f"{where} is no text in UTF-8") from None
+            raise SkymillError(f"{where} is no text in UTF-8; it must hold the key and nothing else") from None
     if not key.strip().isprintable():
         raise SkymillError(
             f"{where} holds more than one line, or a control character; it must hold the key and nothing else"

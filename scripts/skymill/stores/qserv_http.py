@@ -169,7 +169,9 @@ class QservClient:
         with open(path, "rb", buffering=0) as file:
             found = os.fstat(file.fileno()).st_size
             if found != size:
-                raise SkymillError(f"{path}: it has {found} bytes, its manifest says {size}; partition the tile again")
+                raise SkymillError(
+                    f"{path}: it has {found} bytes, its manifest says {size}; run again, which makes it anew"
+                )
 
             def send() -> dict:
                 return self._exchange("POST", target, headers, [head.encode(), file, tail], self.timeout_s)
@@ -187,7 +189,7 @@ class QservClient:
         answer = self.call("GET", "/meta/version")
         if answer.get("kind") != "replication-controller":
             raise SkymillError(
-                f"ingest.qserv.url = {self.url}: a {answer.get('kind')!r} answers there; give the address of the Master Replication "
+                f"ingest.qserv.url = {self.url}: found the service {answer.get('kind')}; give the address of the Master Replication "
                 "Controller"
             )
         if answer["version"] < VERSION:
@@ -235,27 +237,42 @@ class QservClient:
         where = urlsplit(target)
         name = f"{method} {where.scheme}://{where.netloc}{where.path}"
         kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-        with contextlib.closing(kind(where.hostname, where.port, timeout=min(timeout_s, self.timeout_s))) as connection:
+        try:
+            port = where.port
+        except ValueError:
+            raise QservRefusal(f"{name}: the port must be a number up to 65535; correct the address") from None
+        with contextlib.closing(kind(where.hostname, port, timeout=min(timeout_s, self.timeout_s))) as connection:
             try:
                 connection.connect()
             except OSError as error:
-                raise QservUnreachable(self.scrub(f"{name}: no connection: {error}; is the server up?")) from None
+                raise QservUnreachable(
+                    self.scrub(
+                        f"{name}: no connection: {error.strerror or error}; is the server up? Is its address right?"
+                    )
+                ) from None
             try:
                 _watch(connection.sock, timeout_s)
                 status, content = _send(connection, method, target.partition(where.netloc)[2], headers, parts)
                 answer = json.loads(content) if status == 200 else {}
                 if status == 200 and not (isinstance(answer, dict) and "success" in answer):
-                    raise ValueError("this is no answer of Qserv")
-            except (OSError, http.client.HTTPException, ValueError) as error:
+                    raise ValueError
+            except ValueError:
+                raise QservNoAnswer(
+                    f"{name}: sent, but no answer came that is Qserv's; is {where.scheme}://{where.netloc} the right server?"
+                ) from None
+            except (OSError, http.client.HTTPException) as error:
                 text = str(error) or type(error).__name__
                 raise QservNoAnswer(self.scrub(f"{name}: sent, but no answer came: {text}")) from None
         if status >= 500:
-            raise QservNoAnswer(f"{name}: HTTP status {status} instead of an answer")
+            raise QservNoAnswer(f"{name}: HTTP status {status} instead of an answer; the log of the server says why")
         if status != 200:
             raise QservRefusal(f"{name}: HTTP status {status}; is {where.scheme}://{where.netloc} the right server?")
         if answer.get("success") != 1:
             more = f" {json.dumps(answer['error_ext'])}" if answer.get("error_ext") else ""
-            raise QservRefusal(self.scrub(f"{name}: {answer.get('error')}{more}"))
+            refusal = QservRefusal(self.scrub(f"{name}: {answer.get('error')}{more}"))
+            if refusal.is_for_key:
+                refusal = QservRefusal(f"{refusal}; see whether the keys under ingest.qserv are those of the server")
+            raise refusal
         if answer.get("warning") and where.query:
             log.warning("%s: %s", name, self.scrub(answer["warning"]))
         return answer

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from ..config import Dataset, Table
 from ..derived import QSERV_DIALECT
-from ..errors import PoisonedError, SkymillError
+from ..errors import PoisonedError, SkymillError, show
 from . import Contribution
 from .qserv_http import LONG_S, QservClient, QservNoAnswer, QservRefusal, QservUnreachable, growing_delays
 
@@ -325,4 +325,4 @@ def contents_fault(dataset: Dataset, contrib: Mapping, rows: Mapping[str, int]) 
     if table is not None:
         return f"{table} was sent to {'worker' if table in regular else 'chunk'} {place} more than once"
     loaded, sent = rows_in(dataset, summary), {name: count for name, count in rows.items() if count}
-    return "" if loaded == sent else f"it holds the rows {loaded}, sent were {sent}"
+    return "" if loaded == sent else f"it holds the rows {show(loaded)}, sent were {show(sent)}"

@@ -12,7 +12,7 @@ help: ## show this text
 
 demo: $(BIN)/.ready ## make the dataset fakedb, load it, and ask it two questions
 	@start=$$(date +%s.%N); \
-	snakemake --quiet rules progress; \
+	snakemake --quiet rules progress host; \
 	python scripts/summarize_run.py results/fakedb --since $$start
 
 test: $(BIN)/.ready ## run every test (all cores)

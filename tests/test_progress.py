@@ -141,6 +141,26 @@ def test_lines_in_a_log(tmp_path):
     assert "skymill:" not in snakemake(tmp_path, "status", config=config, environment={"SKYMILL_PROGRESS": "0.3"})
 
 
+def test_with_quiet_only_the_lines_and_errors_are_printed(tmp_path):
+    quiet = ("--quiet", "rules", "progress", "host")
+    config = write_config(tmp_path, tiny())
+    printed = snakemake(tmp_path, *quiet, config=config)
+    assert len(printed.splitlines()) < 10, printed
+    assert "12 of 12 chunks loaded" in printed and "Select jobs" not in printed
+    (log,) = (tmp_path / ".snakemake" / "log").glob("*.log")
+    assert "Select jobs" in log.read_text()
+    column = {"name": "x", "type": "FLOAT", "generator": {"oops:Oops": {}}}
+    broken = tiny(database="broken")
+    broken["tables"]["Object"]["columns"].append(column)
+    (tmp_path / "oops.py").write_text(
+        "from skymill.columns import Generator\n\n\nclass Oops(Generator):\n"
+        "    def draw(self, random, rows):\n        raise ValueError('oops, a long explanation')\n"
+    )
+    printed = snakemake(tmp_path, *quiet, config=write_config(tmp_path, broken), ok=False)
+    assert "oops, a long explanation" in printed and "RuleException" in printed
+    assert "Removing output files of failed job" in printed
+
+
 def test_a_live_line_in_a_terminal(tmp_path):
     config = write_config(tmp_path, tiny())
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "workflow" / "Snakefile")]

@@ -19,29 +19,34 @@ import skymill
 import write_docs
 from generate_chunk import generate_by_hand
 from skymill.config import Dataset, load_dataset
+from skymill.derived import index_configs
 from skymill.selection import group_tiles
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+#: Documents that were parts of README.md: all that is checked of it is checked of them.
+QSERV = (PROJECT / "docs" / "qserv.md").read_text(encoding="utf-8")
+OLD_TOOL = (PROJECT / "docs" / "old-tool.md").read_text(encoding="utf-8")
+MANUAL = "\n".join((README, QSERV, OLD_TOOL))
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("profiles/*.md")])
 CONFIGS = sorted(PROJECT.glob("configs/*/config.yaml"))
 #: What no file may speak of: hosts of package indexes, and places on the machine of whoever wrote it.
 FORBIDDEN = ("pypi" + ".org", "files.python" + "hosted", "/".join(("", "work", "")), "shared" + "/design")
 
 
-def code_blocks(language: str, text: str = README) -> list[str]:
+def code_blocks(language: str, text: str = MANUAL) -> list[str]:
     """The fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    """The lines of the README's shell blocks, with continued lines joined and comments removed."""
+    """The lines of the manual's shell blocks, with continued lines joined and comments removed."""
     text = "\n".join(code_blocks("sh")).replace("\\\n", " ")
     return [re.sub(r"\s+#.*", "", line) for line in text.splitlines()]
 
 
 def block_with(language: str, *words: str) -> str:
-    """The one block of the README that holds some words."""
+    """The one block of the manual that holds some words."""
     found = [block for block in code_blocks(language) if all(word in block for word in words)]
     assert len(found) == 1, f"{len(found)} blocks of {language} hold {words}"
     return found[0]
@@ -157,6 +162,16 @@ def test_every_module_has_its_line_in_contributing():
     assert [name for name in modules if f"`{name}`" not in text] == []
 
 
+WRAPPED = [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "configuration.md")]  # the last is generated
+
+
+@pytest.mark.parametrize("document", WRAPPED, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_prose_is_wrapped(document):
+    """Tables and code may be longer."""
+    prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_rules_that_the_readme_asks_for_exist():
     rules = {
         name
@@ -166,7 +181,7 @@ def test_rules_that_the_readme_asks_for_exist():
     asked = {
         match[1] for command in commands() if (match := re.match(r"snakemake (?:--directory \S+ )?([a-z]\w*)", command))
     }
-    assert asked >= {"load", "check_edges"}
+    assert asked >= {"load", "check_edges", "check_ingest"}
     assert asked <= rules
 
 
@@ -235,6 +250,25 @@ def test_the_dataset_of_the_readme_works(tmp_path, monkeypatch):
     assert 0.5 < (g - r).mean() < 0.7
 
 
+def test_the_key_ingest_of_the_readme_fits_its_dataset(tmp_path):
+    config = yaml.safe_load(block_with("yaml", "database: mysurvey"))
+    (tmp_path / "visits.csv").write_text("1,g,0,0\n")
+    (tmp_path / "colours.py").write_text(block_with("python", "class Redder"))
+    config["tables"]["Star"]["density"] = {"per_sq_deg": 1}
+    dataset = Dataset.from_config(config | yaml.safe_load(block_with("yaml", "store: qserv", "auth_key")), tmp_path)
+    assert [(index["table"], index["index"]) for index in index_configs(dataset)] == [("Star", "by_starId")]
+
+
+def test_the_smaller_dataset_of_the_readme_works(tmp_path):
+    (tmp_path / "configs").mkdir()
+    shutil.copytree(PROJECT / "configs" / "fakedb", tmp_path / "configs" / "fakedb")
+    lines = block_with("sh", "> configs/small/config.yaml").partition("\nsnakemake")[0]
+    subprocess.run(["bash", "-eu", "-c", lines], cwd=tmp_path, check=True)
+    dataset = load_dataset(tmp_path / "configs" / "small" / "config.yaml")
+    assert (dataset.database, dataset.tables["CcdVisit"].rows) == ("small", 5000)
+    assert dataset.tables["Object"].density["per_sq_deg"] == 100
+
+
 def test_the_columns_and_the_choice_of_the_readme_are_right(tmp_path):
     columns = yaml.safe_load(block_with("yaml", "for: {band:"))["columns"]
     config = yaml.safe_load(block_with("yaml", "database: mysurvey"))
@@ -253,7 +287,7 @@ def test_the_columns_and_the_choice_of_the_readme_are_right(tmp_path):
 def test_queries_of_the_readme_run():
     dataset = load_dataset(PROJECT / "configs" / "fakedb" / "config.yaml")
     queries = (
-        code_blocks("sql") + re.findall(r'database\.sql\("(.*?)"\)', README) + re.findall(r'\.duckdb "(.*?)"', README)
+        code_blocks("sql") + re.findall(r'database\.sql\("(.*?)"\)', MANUAL) + re.findall(r'\.duckdb "(.*?)"', MANUAL)
     )
     assert len(queries) >= 4
     with duckdb.connect() as database:

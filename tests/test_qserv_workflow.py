@@ -33,7 +33,7 @@ from qserv_cluster import (
     transactions,
 )
 from qserv_server.fixture import QservCluster
-from test_docs import README, block_with
+from test_docs import QSERV, block_with
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
 
 #: Three tiles in two transactions.
@@ -395,7 +395,7 @@ def test_check_ingest(cluster, tmp_path):
     assert ask(cluster, "/replication/config")["config"]["databases"] == []
     assert KEY not in printed
     questions = [line[5:].split(":")[0] for line in printed.splitlines() if line.startswith("yes  ")]
-    assert len(questions) == 5 and all(f"yes  {q.replace('sky', 'mysurvey')}:" in README for q in questions)
+    assert len(questions) == 5 and all(f"yes  {q.replace('sky', 'mysurvey')}:" in QSERV for q in questions)
     os.environ["SKYMILL_TEST_OTHER_KEY"] = "another"
     printed = snakemake(
         tmp_path,
@@ -427,7 +427,8 @@ def test_a_database_is_registered_by_hand_as_the_readme_says(cluster, tmp_path, 
         ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and json.loads(done.stdout)["success"] == 1, done.stdout + done.stderr
-    ingest = yaml.safe_load(block_with("yaml", "store: qserv", "auth_key"))["ingest"]
+    block = block_with("yaml", "store: qserv", "auth_key").replace("Star", "Object").replace("starId", "objectId")
+    ingest = yaml.safe_load(block)["ingest"]
     ingest["qserv"]["url"] = cluster.url
     snakemake(tmp_path, config=write_config(tmp_path, {**config, "ingest": ingest}))
     assert published(tmp_path, "mysurvey")["rows"]["Object"] > 100
@@ -435,7 +436,13 @@ def test_a_database_is_registered_by_hand_as_the_readme_says(cluster, tmp_path, 
     indexes = [cluster.sql(f"SHOW INDEX FROM {worker}_mysurvey.{chunk}") for worker in workers_with(cluster, chunk)]
     assert [[row[2] for row in found] for found in indexes] == [["by_objectId"]]
     assert_no_secret(tmp_path)
-    delete_database(cluster, "mysurvey")
+    block = block_with("sh", "--request DELETE", "mysurvey").replace("http://qserv-repl:25081", cluster.url)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and json.loads(done.stdout)["success"] == 1, done.stdout + done.stderr
+    assert "mysurvey" not in [d["database"] for d in ask(cluster, "/replication/config")["config"]["databases"]]
+    assert not cluster.sql("SHOW DATABASES LIKE '%mysurvey'")
 
 
 def try_qserv(config: Path | str) -> subprocess.CompletedProcess[str]:

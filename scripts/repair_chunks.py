@@ -15,7 +15,7 @@ from generate_tile import generate_tile, make_maker
 from ingest_tile import chunk_contributions
 from partition_tile import partition_chunk
 from skymill.config import Dataset, Table
-from skymill.errors import SkymillError
+from skymill.errors import SkymillError, counted
 from skymill.files import read_json, write_json, write_text
 from skymill.rowmaker import RowMaker
 from skymill.selection import expand_ranges
@@ -219,6 +219,10 @@ def repair_qserv(repair: Repair) -> dict[str, str]:
     return texts
 
 
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
 def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     """Run the step for the rule ``repair``."""
     watch = Stopwatch()
@@ -229,10 +233,11 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
         print(f"repair: there is nothing to repair: in the last verification, {root}/verify.md, nothing differed")
         return
     repair = Repair(dataset, root, record)
+    again = f"{counted(len(repair.chunks), 'chunk')} {_were(len(repair.chunks))} made again, byte for byte"
     done = {"chunks": repair.chunks, "regular": [table.name for table in repair.regular], "strangers": repair.strangers}
     if dataset.config["ingest"]["store"] == "embedded":
         done["written"] = repair_embedded(repair)
-        text = f"{len(repair.chunks)} chunks were made again, byte for byte, and replaced; {len(done['written'])} Parquet files were written"
+        text = f"{again}, and replaced; {counted(len(done['written']), 'Parquet file')} {_were(len(done['written']))} written"
         text += " and the database is published again. Run `snakemake verify` again"
     else:
         texts = repair_qserv(repair)
@@ -240,7 +245,7 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
             write_text(root / "repair" / name, content)
         done["written"] = sorted(texts)
         text = (
-            f"{len(repair.chunks)} chunks were made again, byte for byte; they are in {root}/repair. What is committed in Qserv is frozen: an "
+            f"{again}; what is new is in {root}/repair. What is committed in Qserv is frozen: an "
             f"administrator must run, on each worker, the statements of {root}/repair/<worker>.sql ({', '.join(sorted(texts))}), then have the "
             "director's index rebuilt (POST /ingest/index/secondary with rebuild: 1) and the rows counted again (POST /ingest/table-stats "
             "with force_rescan: 1). Then run `snakemake verify` again"

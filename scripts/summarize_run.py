@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from skymill.config import Dataset
-from skymill.errors import SkymillError
+from skymill.errors import SkymillError, counted
 from skymill.files import read_json
 from skymill.queries import count_neighbours, count_per_chunk
 
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         lines = [[name, f"{rows:,}", f"{size:,}"] for name, rows, size in table_rows(options.root)]
         database = options.root / published["database"]
         print(
-            f"\n{published['chunks']} chunks\n\n{_indent(format_table(['table', 'rows', 'bytes (Parquet)'], lines))}\n"
+            f"\n{counted(published['chunks'], 'chunk')}\n\n{_indent(format_table(['table', 'rows', 'bytes (Parquet)'], lines))}\n"
         )
         seconds = f", made in {time.time() - options.since:.0f} s" if options.since else ""
         print(f"Database: {os.path.relpath(database)} ({database.stat().st_size:,} bytes{seconds})\n")

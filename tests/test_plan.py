@@ -12,7 +12,7 @@ from skymill.chunker import Chunker
 from skymill.config import Dataset, load_dataset
 from skymill.errors import SkymillError
 from skymill.files import read_json
-from skymill.survey_plan import make_survey_maker
+from skymill.survey_plan import START_SECONDS, make_survey_maker
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
 
 
@@ -47,6 +47,12 @@ def test_the_plan_of_fakedb_is_what_is_made(tmp_path):
     assert len(hottest) == 10 and hottest[0]["chunk"] == 0
     text = (root / "plan.md").read_text()
     assert "Plan of fakedb" in text and f"{tables['Object']['rows']:,}" in text
+    assert "112 chunks (112 with rows) in 7 tiles and 1 transaction.\n" in text
+    # The start of jobs is in the forecast, and not in what the steps measure.
+    assert plan["start_core_hours"] == pytest.approx(7 * START_SECONDS / 3600, rel=0.01)
+    steps = sum(json.loads(path.read_text())["cpu_seconds"] for path in root.glob("*/t000/s*.json"))
+    assert (plan["core_hours"] - plan["start_core_hours"]) * 3600 < 3 * steps
+    assert f"Of these the start of jobs takes {7 * START_SECONDS:.0f} s" in text
     # The files that are kept are in the forecast of the disk.
     kept = {p.stat().st_ino: p.stat().st_size for p in root.glob("*/t*/*/**/chunk_*") if p.suffix in (".csv", ".txt")}
     assert plan["disk"]["kept_files"] == pytest.approx(sum(kept.values()), rel=0.03)

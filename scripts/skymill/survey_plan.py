@@ -21,9 +21,10 @@ import numpy as np
 
 from .census import Census, take_census
 from .config import Dataset, Table
-from .errors import ConfigError, SkymillError
+from .errors import ConfigError, SkymillError, counted
 from .files import read_json
 from .forecast import TileForecast
+from .progress import duration
 from .rowmaker import BoxStreams, RowMaker, load_density
 from .selection import group_tiles
 from .status import format_markdown
@@ -36,8 +37,8 @@ log = logging.getLogger("skymill")
 SAMPLE_CHUNKS, SAMPLE_ROWS = 5, 40_000
 #: Bytes of a DuckDB file for each byte of the Parquet files that are copied into it; 1.6 was seen.
 DATABASE_BYTES = 1.7
-#: Processor time of a job without a row [s]: Snakemake's and Python's start, three jobs a tile.
-TILE_SECONDS = 3 * 1.2
+#: Processor time [s] until the three jobs of a tile begin their work: the start of Python and what it imports, as `make bench` measures it.
+START_SECONDS = 3 * 0.35
 STAGES = ("generated", "partitioned", "loaded")
 
 
@@ -127,7 +128,8 @@ def plan_survey(
         "tables": tables,
         "total": {key: _total(tables, key) for key in next(iter(tables.values()))},
         "disk": _disk(dataset, root, tables, float(tile_bytes.max()), min(jobs + 1, len(tiles))),
-        "core_hours": round((seconds + TILE_SECONDS * len(tiles)) / 3600, 3),
+        "core_hours": _core_hours(seconds + START_SECONDS * len(tiles)),
+        "start_core_hours": _core_hours(START_SECONDS * len(tiles)),
         "rates": "measured with the tiles that were made" if rates else "measured with a sample of rows",
         "hottest_chunks": [
             {
@@ -147,6 +149,11 @@ def plan_survey(
         name: TileForecast(len(ids), *numbers) for (name, ids), numbers in zip(tiles.items(), figures, strict=True)
     }
     return plan, forecasts
+
+
+def _core_hours(seconds: float) -> float:
+    """Three digits are enough."""
+    return float(f"{seconds / 3600:.3g}")
 
 
 def _total(tables: dict[str, dict], key: str) -> int:
@@ -371,8 +378,10 @@ def describe_plan(plan: dict) -> str:
     return "\n\n".join(
         [
             f"# Plan of {plan['database']}",
-            f"{plan['chunks']:,} chunks ({plan['chunks_with_rows']:,} with rows) in {plan['tiles']:,} tiles and "
-            f"{plan['transactions']:,} transactions; about {plan['core_hours']:g} core-hours ({plan['rates']}).",
+            f"{counted(plan['chunks'], 'chunk')} ({plan['chunks_with_rows']:,} with rows) in {counted(plan['tiles'], 'tile')} and "
+            f"{counted(plan['transactions'], 'transaction')}.",
+            f"Processor time: about {plan['core_hours']:.2g} core-hours ({_time(plan['core_hours'])}). Of these the start of jobs takes "
+            f"{_time(plan['start_core_hours'])}; the rest was {plan['rates']}.",
             format_markdown(head, lines, 1),
             f"Disk: at most about {_size(disk['peak'])} at a time, {_size(disk['free'])} are free: {verdict}. Of these "
             f"{_size(disk['store'])} are for the store, {_size(disk['tiles_at_work'])} for tiles at work, {_size(disk['kept_files'])} "
@@ -382,6 +391,11 @@ def describe_plan(plan: dict) -> str:
             "Rows of directors are exact; those of children and overlap tables, and all bytes, are expected values.\n",
         ]
     )
+
+
+def _time(hours: float) -> str:
+    """Core-hours as a time."""
+    return duration(3600 * hours)
 
 
 def _size(size: float) -> str:

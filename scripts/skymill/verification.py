@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import facts
-from .errors import SkymillError
+from .errors import SkymillError, counted
 from .facts import Fact
 from .files import read_json
 from .plan import State
@@ -227,7 +227,7 @@ def write_report(record: Mapping) -> str:
         f"# Verification of {record['database']}",
         "",
         f"{'**Something differs.**' if differences else '**The store holds what was made.**'} "
-        f"{record['compared']:,} facts of {record['chunks']:,} chunks in {record['tiles']:,} tiles were compared with the truth of generation"
+        f"{counted(record['compared'], 'fact')} of {counted(record['chunks'], 'chunk')} in {counted(record['tiles'], 'tile')} were compared with the truth of generation"
         f"{', only of the chunks ' + record['only'] if record['only'] else ''}.",
         "",
         "| table | rows expected | rows found | chunks that differ |",

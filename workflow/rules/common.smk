@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 from skymill.config import Dataset
 from skymill.derived import derived_files
 from skymill.driver import collect_seldom, leave_lock, leave_out_routine
-from skymill.errors import SkymillError, in_words
+from skymill.errors import SkymillError, counted, in_words
 from skymill.forecast import TileResources
 from skymill.history import finished_files, read_state
 from skymill.inputs import check_files

@@ -50,7 +50,7 @@ def pack(values: Iterable[float]) -> dict:
 
 
 def summarize(jobs: Iterable[Job]) -> dict:
-    """What some jobs did together; memory is the most that one of them held."""
+    """What some jobs did together; memory is the most that one of them held. None where no job was measured."""
     jobs = list(jobs)
     memory = [job.memory_mb for job in jobs if not np.isnan(job.memory_mb)]
     return {
@@ -64,9 +64,10 @@ def summarize(jobs: Iterable[Job]) -> dict:
     }
 
 
-def _total(seconds: Iterable[float]) -> float:
-    """A sum without what was not measured; to the millisecond, as its parts."""
-    return round(float(np.nansum(list(seconds))), 3)
+def _total(seconds: Iterable[float]) -> float | None:
+    """A sum without what was not measured, to the millisecond, as its parts; None if nothing was."""
+    measured = [value for value in seconds if not np.isnan(value)]
+    return round(sum(measured), 3) if measured else None
 
 
 def group(jobs: Iterable[Job], *keys: str) -> dict[tuple, list[Job]]:
@@ -109,7 +110,7 @@ def transaction_entries(records: RunRecords) -> list[dict]:
 def worker_entries(records: RunRecords) -> list[dict]:
     """What each machine did, stage by stage."""
     return [
-        {**summarize(jobs), "host": host or "not recorded", "stage": "loaded" if stage == "ingest" else stage}
+        {**summarize(jobs), "host": host, "stage": "loaded" if stage == "ingest" else stage}
         for (host, stage), jobs in sorted(group(records.jobs, "host", "stage").items(), key=lambda item: item[0][0])
     ]
 

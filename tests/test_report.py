@@ -23,10 +23,10 @@ from skymill.chunker import Chunker
 from skymill.config import Dataset
 from skymill.files import write_json
 from skymill.history import asks_for_report
-from skymill.run_records import read_records
+from skymill.run_records import _make_job, read_records
 from skymill.selection import expand_ranges
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
-from write_sky_page import fill_template, pack, page_data, write_sky_page
+from write_sky_page import fill_template, pack, page_data, summarize, write_sky_page
 
 TEMPLATES = PROJECT / "workflow" / "report"
 READY = "document.documentElement.dataset.ready"
@@ -191,6 +191,57 @@ def test_the_page_says_what_failed_and_why(history, browser, tmp_path):
     assert browser.ask("document.getElementById('failures').hidden")
     assert browser.ask("document.querySelector('#card-chunks b').textContent") == "28 of 28"
     assert browser.problems == []
+
+
+@needs_browser
+def test_a_step_that_belongs_to_no_tile_fails(history, browser, tmp_path):
+    shutil.copytree(history["folder"] / "half_results", tmp_path / "results")
+    root = tmp_path / "results" / "smallsky"
+    shutil.rmtree(root / "failures")
+    for path in (root / "logs").rglob("*.log"):
+        path.write_text(path.read_text().replace(" ERROR ", " INFO "))
+    for name in ("publish_database/7", "make_regular/Other"):
+        (root / "logs" / f"{name}.log").write_text("2026-01-01 00:00:00,000 ERROR no room\n")
+    snakemake(tmp_path, "write_sky_page", config=history["config"])
+    browser.problems.clear()
+    browser.open(root / "report" / "sky.html", READY)
+    rows = browser.ask(
+        "[...document.querySelectorAll('#failures tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+    )
+    assert sorted(row[:3] for row in rows) == [["–", "make regular Other", ""], ["–", "publish database", ""]]
+    assert browser.ask("document.getElementById('card-failed').textContent") == "Failed2no chunk waits for it"
+    assert browser.problems == []
+
+
+@needs_browser
+def test_a_narrow_page_scrolls_its_tables_and_draws_its_figure_anew(history, browser, tmp_path):
+    browser.problems.clear()
+    browser.open(history["whole"] / "sky.html", READY)
+    try:
+        browser.resize(480, 900)
+        size = "(() => { const b = document.querySelector('#progress svg').getBoundingClientRect(); return [b.width, b.height]; })()"
+        drawn = "document.querySelector('#progress svg').viewBox.baseVal"
+        browser.wait(f"{drawn}.width < 480")
+        # A pixel of the figure is a pixel of the page, so that its letters can be read.
+        assert browser.ask(f"[{drawn}.width, {drawn}.height]") == pytest.approx(browser.ask(size), abs=1)
+        assert browser.ask("document.documentElement.scrollWidth") <= 480
+        wide = "document.querySelector('#stages .wide')"
+        assert browser.ask(f"{wide}.scrollWidth > {wide}.clientWidth && getComputedStyle({wide}).overflowX") == "auto"
+        keep_picture(browser, "sky-narrow", tmp_path)
+    finally:
+        browser.resize(1280, 900)
+    browser.wait(f"{drawn}.width > 1000")
+    assert browser.problems == []
+
+
+def test_what_was_too_short_is_not_measured(tmp_path):
+    benchmark = tmp_path / "t000.tsv"
+    for seconds, known in ((0.4, False), (2.5, True)):
+        benchmark.write_text(f"s\tmax_rss\tcpu_time\n{seconds}\t6.0\t0.0\n")
+        job = _make_job("make_regular", "", "", 0, 0, 0, {}, benchmark)
+        summary = summarize([job])
+        assert summary["seconds"] == seconds
+        assert (summary["memory_mb"], summary["cpu_seconds"]) == ((6.0, 0.0) if known else (None, None))
 
 
 @needs_browser

@@ -41,6 +41,8 @@ _MADE = {
     "commit_transaction": "ingest/transactions/{}.committed.json",
     "publish_database": "ingest/publications/{}.json",
 }
+#: Snakemake looks at a job when it begins and half a second later: what it saw of a shorter job [s] says nothing.
+SHORTEST_S = 1.0
 _ERROR = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ERROR (.*)", re.MULTILINE | re.DOTALL)
 
 
@@ -57,6 +59,7 @@ class Job:
     chunks, rows, bytes : `int`
         What it made; `bytes` is 0 where no manifest tells.
     seconds, cpu_seconds : `float`
+        nan if the job was too short to be measured, and its record does not tell.
     host, ended : `str`
         Where and when (ISO 8601) it ended; empty if its record is too old to tell.
     memory_mb : `float`
@@ -354,6 +357,8 @@ def _read_benchmark(path: Path) -> dict[str, float]:
             if name in values:
                 with contextlib.suppress(ValueError):  # "NA", "-"
                     values[name] = float(text)
+    if values["s"] < SHORTEST_S:
+        values["max_rss"] = values["cpu_time"] = np.nan
     return values
 
 

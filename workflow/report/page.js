@@ -8,7 +8,7 @@ function writeHeader() {
   const isStored = data.store !== "none";
   const total = Object.values(data.states).reduce((sum, n) => sum + n, 0);
   const last = data.stages.find((s) => s.stage === (isStored ? "loaded" : "partitioned")) ?? { rows: 0, bytes: 0 };
-  const cpu = data.stages.reduce((sum, s) => sum + s.cpu_seconds, 0);
+  const cpu = data.stages.reduce((sum, s) => sum + (s.cpu_seconds ?? 0), 0);
   $("title").textContent = data.database;
   $("subtitle").textContent =
     `A synthetic sky survey: ${whole(stripes)} stripes × ${subStripes} sub-stripes, overlap ${overlap}°, ` +
@@ -24,8 +24,10 @@ function writeHeader() {
   card("card-chunks", "Chunks", `${whole(data.done)} of ${whole(total)}`, end, bar);
   card("card-rows", "Rows", countText(last.rows), isStored ? "in the store, overlap included" : "partitioned");
   card("card-text", "Text", sizeText(last.bytes), "of chunk and overlap files");
-  card("card-time", "Processor time", timeText(cpu), "of all steps together");
-  if (data.failed) card("card-failed", "Failed", whole(data.failed), `${whole(data.states.failed)} chunks wait for it`);
+  card("card-time", "Processor time", timeText(cpu), "of all steps, the start of jobs not counted");
+  const waiting = data.states.failed;
+  const wait = waiting ? `${countedText(waiting, "chunk")} ${waiting === 1 ? "waits" : "wait"} for it` : "no chunk waits for it";
+  if (data.failed) card("card-failed", "Failed", whole(data.failed), wait);
 }
 
 function writeFailures() {
@@ -36,11 +38,14 @@ function writeFailures() {
     const link = f.chunks ? make("a", { href: "#map", "data-chunk": first }, f.chunks) : "";
     if (link) link.onclick = () => skyMap.goTo(Number(first));
     const where = make("span", { class: "soft" }, `${dateText(f.time)} · ${f.file}`);
-    const place = [f.transaction, f.tile].filter(Boolean).join(" / ");
+    // What is no tile is a table, which belongs to the step, or a number that says nothing.
+    const isTile = f.transaction || /^s\d+p\d+/.test(f.tile);
+    const place = isTile ? [f.transaction, f.tile].filter(Boolean).join(" / ") : "–";
+    const object = isTile || /^\d*$/.test(f.tile) ? "" : ` ${f.tile}`;
     return [
       null,
       textCell(place),
-      textCell(f.step.replace("_", " ")),
+      textCell(f.step.replace("_", " ") + object),
       longCell(link),
       longCell(f.reason, make("br"), where),
     ];
@@ -49,19 +54,18 @@ function writeFailures() {
   $("failures").querySelector("h2").textContent = `What failed, and why (${data.failed}${more})`;
   $("failures")
     .querySelector(".wide")
-    .append(table(["<tile", "<step", "<chunks", "<reason"], rows));
+    .append(table(["<transaction, tile", "<step", "<chunks", "<reason"], rows));
 }
 
 function writeTables() {
   const name = (kind, key, text) => make("td", { class: "text", [`data-${kind}`]: key }, text.replace("_", " "));
+  const blank = () => cell("");
   const measures = (e) => [
     sizeCell(e.bytes),
-    timeCell(e.cpu_seconds),
-    timeCell(e.seconds),
-    speedCell(e),
-    memoryCell(e.memory_mb),
+    ...(e.jobs
+      ? [timeCell(e.cpu_seconds), timeCell(e.seconds), speedCell(e), memoryCell(e.memory_mb)]
+      : [blank(), blank(), blank(), blank()]),
   ];
-  const blank = () => cell("");
   const heads = ["text", "CPU", "wall", "MB/s of CPU", "memory"];
 
   const stages = data.stages.flatMap((stage) => [
@@ -92,7 +96,7 @@ function writeTables() {
     .append(table(["stage, table", "jobs", "rows", ...heads], stages));
 
   const transactions = data.transactions.map((t) => {
-    const id = t.id && t.id !== t.name ? make("span", { class: "soft" }, ` ${t.id}`) : null;
+    const id = t.id && t.id !== t.name ? make("span", { class: "soft" }, ` as ${t.id}`) : null;
     const aborted = t.aborted.length
       ? make("span", { class: "bad" }, ` aborted before: ${t.aborted.join("; ")}`)
       : null;
@@ -100,7 +104,8 @@ function writeTables() {
     const first = make("td", { class: "text", "data-transaction": t.name }, t.name, id);
     const state = make("td", { class: aborted ? "text long" : "text" }, t.state, aborted);
     const dates = [cell(dateText(t.started)), cell(dateText(t.committed))];
-    const sums = [countCell(t.tiles), countCell(t.rows), sizeCell(t.bytes), timeCell(t.cpu_seconds), speedCell(t)];
+    const cpu = t.jobs ? timeCell(t.cpu_seconds) : blank();
+    const sums = [countCell(t.tiles), countCell(t.rows), sizeCell(t.bytes), cpu, speedCell(t)];
     return [null, first, state, longCell(chunks), ...sums, ...dates];
   });
   const columns = [
@@ -118,12 +123,17 @@ function writeTables() {
   $("transactions").querySelector(".wide").append(table(columns, transactions));
 
   const workers = data.workers.map((w) => {
-    const first = [name("worker", `${w.host}.${w.stage}`, w.host), textCell(w.stage.replace("_", " "))];
+    const host = w.host
+      ? name("worker", `${w.host}.${w.stage}`, w.host)
+      : make("td", { class: "text soft", title: "this step does not record it" }, "–");
+    const first = [host, textCell(w.stage.replace("_", " "))];
     return [null, ...first, countCell(w.jobs), countCell(w.chunks), countCell(w.rows), ...measures(w)];
   });
   $("workers")
     .querySelector(".wide")
     .append(table(["host", "<step", "jobs", "chunks", "rows", ...heads], workers));
+  for (const id of ["stages", "workers"])
+    $(id).querySelector("p").hidden = ![...$(id).querySelectorAll("td")].some((td) => td.textContent === "–");
 }
 
 function writeStore() {
@@ -166,12 +176,16 @@ function writeVerification() {
   }
 }
 
-/** How many chunks had come how far by the end of each job. */
+/** How many chunks had come how far by the end of each job; drawn for the present width of the page. */
 function writeProgress() {
   const { jobs, jobOf } = skyMap;
   const order = [...jobs.ended.keys()].filter((j) => jobs.ended[j] > 0).sort((a, b) => jobs.ended[a] - jobs.ended[b]);
   if (order.length < 3) return;
-  const [width, height, left, right, top, bottom] = [1180, 190, 60, 110, 10, 26];
+  $("progress").hidden = false;
+  $("progress").querySelector("svg")?.remove();
+  const { paddingLeft, paddingRight } = getComputedStyle($("progress"));
+  const inner = $("progress").clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
+  const [width, height, left, right, top, bottom] = [Math.max(280, Math.round(inner)), 190, 60, 130, 10, 26];
   const [first, last] = [jobs.ended[order[0]], jobs.ended[order[order.length - 1]]];
   const counts = Object.values(jobOf).map((list) => list.filter((job) => job >= 0).length);
   const most = Math.max(...counts);
@@ -195,7 +209,7 @@ function writeProgress() {
     [last, "end"],
   ]) {
     const words = new Date(time * 1000).toISOString().slice(0, 19).replace("T", " ");
-    picture.append(text(words, [x(time), height - 6], anchor, "var(--soft)"));
+    picture.append(text(words, [anchor === "end" ? Math.max(x(time), left + 270) : x(time), height - 6], anchor, "var(--soft)"));
   }
   Object.keys(jobOf).forEach((stage, number) => {
     const name = stage === "ingest" ? "loaded" : stage;
@@ -216,7 +230,6 @@ function writeProgress() {
       ),
     );
   });
-  $("progress").hidden = false;
   $("progress").append(picture);
 }
 
@@ -288,6 +301,7 @@ async function begin() {
   const arrays = { states: await unpack(states), rows, bytes, jobOf, jobs, tiles, transactions };
   skyMap = new Sky(new Grid(data.partitioning), expandRanges(chunks), arrays);
   writeProgress();
+  window.addEventListener("resize", writeProgress);
   document.documentElement.dataset.ready = "yes";
 }
 

@@ -47,8 +47,12 @@ const textCell = (...parts) => make("td", { class: "text" }, ...parts);
 const longCell = (...parts) => make("td", { class: "text long" }, ...parts);
 const countCell = (n) => (n ? cell(whole(n), n) : cell(""));
 const sizeCell = (n) => (n ? cell(sizeText(n), n) : cell(""));
-const timeCell = (n) => cell(timeText(n), n);
-const memoryCell = (n) => (n === null ? cell("") : cell(`${whole(n)} MB`, n));
+/** A cell for what nobody has measured or recorded. */
+const noneCell = (why) => make("td", { class: "soft", title: why }, "–");
+const tooShort = () => noneCell("too short to be measured");
+const timeCell = (n) => (n === null ? tooShort() : cell(timeText(n), n));
+const memoryCell = (n) => (n === null ? tooShort() : cell(`${whole(n)} MB`, n));
+const countedText = (n, thing) => `${whole(n)} ${thing}${n === 1 ? "" : "s"}`;
 function speedCell({ bytes, cpu_seconds: seconds }) {
   const speed = bytes && seconds ? bytes / seconds / 1e6 : null;
   return cell(speed === null ? "" : round3(speed), speed);

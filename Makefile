@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help demo test chaos lint bench try-qserv recover install-profile docs lock felis clean
 
 help: ## show this text
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 demo: $(BIN)/.ready ## make the dataset fakedb, load it, and ask it two questions
 	@start=$$(date +%s.%N); \

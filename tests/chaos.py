@@ -231,6 +231,7 @@ def expand(ranges: str) -> list[int]:
 def run_chaos(folder: Path, kills: int, seed: int, chunks: str, chunks_per_tile: int, cores: int) -> Tally:
     """Do it all below a folder."""
     config = write_config(folder, chaos_config(chunks, chunks_per_tile))
+    print("running fakedb with fewer rows once undisturbed, to compare with; this takes about a minute", flush=True)
     quiet = Run(folder / "quiet", config, cores)
     start = time.monotonic()
     assert quiet.finish(quiet.start()), quiet.log.read_text()

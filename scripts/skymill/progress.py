@@ -31,6 +31,8 @@ COSTS = {"generated": 0.7, "partitioned": 0.1, "loaded": 0.2}
 WINDOW_S = 300.0
 #: A line that somebody else writes stands alone for so long.
 PAUSE_S = 0.3
+#: How Snakemake's messages begin that tell of no job and no error, and that ``--quiet progress`` leaves all the same.
+ROUTINE = ("Select jobs to execute...", "Execute ", "Building DAG of jobs...", "Using shell: ", "Conda environments: ")
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,26 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{days} d {hours % 24} h"
 
 
+def leave_out_routine(settings: object) -> None:
+    """With ``--quiet progress``, leave Snakemake's routine messages out of what it prints; its log file has them.
+
+    Parameters
+    ----------
+    settings : `object`
+        Snakemake's settings of its output.
+    """
+    from snakemake.logging import logger
+
+    if any(str(what) == "progress" for what in getattr(settings, "quiet", None) or ()):
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_no_routine)
+
+
+def _is_no_routine(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not str(record.msg).startswith(ROUTINE)
+
+
 class Reporter:
     """Reports the progress of a run, from `start` to `stop`.
 
@@ -248,6 +270,7 @@ class Reporter:
 
     def __init__(self, state: State, settings: object):
         self.state, self.settings = state, settings
+        leave_out_routine(settings)
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
         self._screen: Screen | None = None

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 
 from skymill.config import Dataset
 from skymill.derived import derived_files
-from skymill.driver import collect_seldom, leave_lock, leave_out_routine
-from skymill.errors import SkymillError, counted, in_words
+from skymill.driver import collect_seldom, leave_lock
+from skymill.errors import SkymillError, in_words
 from skymill.forecast import TileResources
 from skymill.history import finished_files, read_state
 from skymill.inputs import check_files
@@ -22,7 +22,6 @@ from skymill.selection import select_chunks
 from skymill.slurm import replace_sacct
 
 collect_seldom()
-leave_out_routine(workflow.output_settings)
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
 
 try:

@@ -39,7 +39,7 @@ if STATE.new_wave is not None:
             wave=STATE.new_wave,
             jobs=jobs_at_once(workflow.resource_settings),
         message:
-            f"planning {counted(STATE.new_wave['chunks'], 'new chunk')} in {counted(len(STATE.new_wave['transactions']), 'transaction')}"
+            f"planning {STATE.new_wave['chunks']} new chunks in {len(STATE.new_wave['transactions'])} transaction(s)"
         script:
             "../../scripts/plan_wave.py"
 

@@ -13,7 +13,7 @@ from generate_tile import make_maker
 from skymill.boxes import edge_boxes
 from skymill.columns import Rows, Strings
 from skymill.config import Dataset, Table
-from skymill.errors import SkymillError, counted
+from skymill.errors import SkymillError
 from skymill.files import write_text
 from skymill.rowmaker import RowMaker
 from skymill.step import log, start_step
@@ -74,9 +74,9 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     different, rows = check_chunks(dataset, makers, chunks)
     if different:
         raise SkymillError(
-            f"the edges of {counted(len(different), 'chunk')} differ from the complete chunks: {different[:20]}; please report this"
+            f"the edges of {len(different)} chunks differ from the complete chunks: {different[:20]}; please report this"
         )
-    text = f"The edges of {counted(len(chunks), 'chunk')}, {rows} rows, equal those of the complete chunks.\n"
+    text = f"The edges of {len(chunks)} chunks, {rows} rows, equal those of the complete chunks.\n"
     write_text(Path(snakemake.output[0]), text)
     log.info(text.strip())
 

@@ -1,6 +1,8 @@
 """`make bench`: its parts, its rows, and what is written into the documents. The measurements are not tested for speed."""
 
+import importlib
 import json
+import re
 import shutil
 
 import pytest
@@ -20,7 +22,11 @@ def test_a_row_says_whether_its_target_is_met():
 
 def test_parts_are_named_and_others_refused(capsys):
     assert measure_speed.main(["--list"]) == 0
-    assert capsys.readouterr().out.split() == list(measure_speed.PARTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(measure_speed.PARTS)
+    assert all(re.search(r" \(\d+ (s|min)\)$", line) for line in lines)
+    for part in measure_speed.PARTS.values():
+        assert callable(getattr(importlib.import_module(f"benchmarks.{part.module}"), part.function))
     with pytest.raises(SystemExit):
         measure_speed.main(["chunks"])
     assert "there is no part 'chunks'; there are fakedb, locate" in capsys.readouterr().err

@@ -48,11 +48,6 @@ def show(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
-def counted(number: int, thing: str) -> str:
-    """A number of things in words: 1 chunk, 2 chunks, 1,000 chunks."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def machine_error(error: BaseException) -> str | None:
     """An error of the machine with what to do about it; None for any other error."""
     code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
@@ -60,6 +55,11 @@ def machine_error(error: BaseException) -> str | None:
         return None
     path = getattr(error, "filename", None)
     return f"{os.strerror(code)}{f': {path}' if path else ''}; {MACHINE[code]}, and run again"
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things in words: 1 chunk, 2 chunks, 1,000 chunks."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def in_words(error: Exception) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .columns import Rows
+from .errors import SkymillError
 
 PLACE = np.dtype([("chunk", "<i4"), ("sub_chunk", "<i4"), ("ra_deg", "<f8"), ("dec_deg", "<f8"), ("end", "<i8")])
 
@@ -57,10 +58,28 @@ def save_places(path: Path, parts: list[np.ndarray], row_ends: np.ndarray) -> No
     os.replace(aside, target)
 
 
-def load_places(path: Path) -> np.ndarray:
-    """The places of a CSV file's rows; none if it does not exist."""
+def load_places(path: Path, rows: int) -> np.ndarray:
+    """The places of a CSV file's rows.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The CSV file.
+    rows : `int`
+        How many rows it has; without any there is no file of places.
+
+    Raises
+    ------
+    SkymillError
+        If the file has places of fewer or of more rows.
+    """
     source = places_path(path)
-    return np.load(source, allow_pickle=False) if source.exists() else np.empty(0, dtype=PLACE)
+    places = np.load(source, allow_pickle=False) if source.exists() else np.empty(0, dtype=PLACE)
+    if len(places) != rows:
+        raise SkymillError(
+            f"{source}: it has {len(places)} rows, {path.name} has {rows} by its manifest; run again, and if it stays so, remove {path.parent} first"
+        )
+    return places
 
 
 def digits(numbers: np.ndarray) -> np.ndarray:

@@ -116,6 +116,13 @@ class EmbeddedStore:
         rows = {
             name: sum(_read_metadata(path, SkymillError).num_rows for path in paths) for name, paths in files.items()
         }
+        for name, count in rows.items():
+            committed_rows = sum(entry["rows"].get(name, 0) for entry in committed)
+            if count != committed_rows:
+                raise SkymillError(
+                    f"{name}: the files below {self.committed} hold {count} rows, committed were {committed_rows}; run `snakemake repair`, which "
+                    "makes again what is missing"
+                )
         copied = sum(rows.values()) <= self.dataset.config["ingest"]["materialise_rows"]
         aside = self.database.with_name(f".{self.database.name}.{os.getpid()}")
         aside.unlink(missing_ok=True)
@@ -202,7 +209,7 @@ def _read_metadata(path: Path, kind: type[SkymillError]) -> pyarrow.parquet.File
     try:
         return pyarrow.parquet.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        remedy = "" if kind is PoisonedError else "; put it back from a copy"
+        remedy = "" if kind is PoisonedError else "; run `snakemake repair`, which makes again what it held"
         raise kind(f"cannot read {path}: {error}{remedy}") from None
 
 

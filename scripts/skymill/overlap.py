@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import mmap
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy as np
 from . import kernels
 from .chunker import Chunker
 from .errors import SkymillError
+from .files import written_aside
 from .places import digits, load_places, places_path
 
 if TYPE_CHECKING:
@@ -99,16 +99,11 @@ def write_overlap(chunker: Chunker, chunk: int, sources: Mapping[Path, int], tar
     digest, size = hashlib.sha256(), 0
     if len(row):
         texts = [_Source(path, places) for path, places in zip(sources, (home, halo), strict=True) if len(places)]
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with open(aside, "wb") as file:
-                for block in _moved_rows(texts, row, chunk, sub_chunk):
-                    file.write(block)
-                    digest.update(block)
-                    size += memoryview(block).nbytes
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(target, durable=False) as aside, open(aside, "wb") as file:
+            for block in _moved_rows(texts, row, chunk, sub_chunk):
+                file.write(block)
+                digest.update(block)
+                size += memoryview(block).nbytes
     return {"rows": len(row), "bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -4,13 +4,13 @@ Reads the map that the configuration names (``.npy`` or ``.fits``). Fails if its
 or not finite.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from skymill.density import read_density_map
 from skymill.errors import ConfigError
+from skymill.files import written_aside
 from skymill.step import log, start_step
 
 
@@ -23,10 +23,8 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     except ValueError as error:
         raise ConfigError(str(error)) from None
     target = Path(snakemake.output[0])
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
+    with written_aside(target) as aside, open(aside, "wb") as file:
         np.save(file, nested)
-    os.replace(aside, target)
     log.info("converted a map of %d pixels", len(nested))
 
 

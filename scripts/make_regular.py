@@ -5,9 +5,9 @@ Writes ``visits/<Table>.csv`` in the ingest dialect and ``visits/<Table>.npz``, 
 Fails if the file lacks a column, or a visit has no id, filter or place on the sky.
 """
 
-import os
 from pathlib import Path
 
+from skymill.files import written_aside
 from skymill.step import Stopwatch, log, start_step
 from skymill.textfile import TableFile
 from skymill.visits import make_regular_table, save_arrays
@@ -25,9 +25,8 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     if not file.rows:
         target.touch()
     arrays = Path(snakemake.output.arrays)
-    aside = arrays.with_name(f".{arrays.name}.{os.getpid()}")
-    save_arrays(aside, columns)
-    os.replace(aside, arrays)
+    with written_aside(arrays) as aside:
+        save_arrays(aside, columns)
     log.info("made %d rows of %s in %.1f s", file.rows, table.name, watch.read()["seconds"])
 
 

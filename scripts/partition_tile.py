@@ -44,21 +44,28 @@ def partition_chunk(dataset: Dataset, chunk: int, generated: dict, source: Path,
     """
     made = {}
     for table in dataset.tables_of("director", "child"):
-        entry = generated[table.name]
-        path = source / f"chunk_{chunk}_{table.name}.csv"
+        names = [table.name, f"{table.name}_halo"] if table.kind == "director" else [table.name]
+        # A run that was killed while it removed the folder may have left a part of it.
+        rows = {
+            _whole(source / f"chunk_{chunk}_{name}.csv", generated[name]): generated[name]["rows"] for name in names
+        }
+        entry = made[table.name] = generated[table.name]
         if entry["rows"]:
-            found = path.stat().st_size if path.exists() else 0
-            if found != entry["bytes"]:
-                raise SkymillError(
-                    f"{path}: it has {found} bytes, its manifest says {entry['bytes']}; run again, and if it stays so, remove {path.parent} first"
-                )
-            link_or_copy(path, target / table.name / f"chunk_{chunk}.txt")
-        made[table.name] = entry
+            link_or_copy(next(iter(rows)), target / table.name / f"chunk_{chunk}.txt")
         if table.kind == "director":
-            halo = source / f"chunk_{chunk}_{table.name}_halo.csv"
             overlap = target / table.name / f"chunk_{chunk}_overlap.txt"
-            made[table.overlap_name] = write_overlap(dataset.chunker, chunk, path, halo, overlap)
+            made[table.overlap_name] = write_overlap(dataset.chunker, chunk, rows, overlap)
     return made
+
+
+def _whole(path: Path, entry: dict) -> Path:
+    """The path of a file that has as many bytes as its manifest says."""
+    found = path.stat().st_size if path.exists() else 0
+    if found != entry["bytes"]:
+        raise SkymillError(
+            f"{path}: it has {found} bytes, its manifest says {entry['bytes']}; run again, and if it stays so, remove {path.parent} first"
+        )
+    return path
 
 
 def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake

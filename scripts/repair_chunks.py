@@ -1,6 +1,7 @@
 """Repair what verification has found: make the chunks that differ again, and replace them in the store.
 
-Reads ``verify.json``, and the truth and manifests of the tiles. Each chunk is generated and partitioned anew in ``repair/``, and each of its files must
+Reads ``verify.json``, and the truth and manifests of the tiles; chunks of which the files of the embedded store have lost rows are found without
+verification. Each chunk is generated and partitioned anew in ``repair/``, and each of its files must
 have the SHA-256 that it had. In the embedded store the Parquet files that hold the chunk are written anew, and the database is published
 again. What is committed in Qserv is frozen: there the new files stay, and ``repair/<worker>.sql`` says what an administrator must do.
 
@@ -17,6 +18,7 @@ from partition_tile import partition_chunk
 from skymill.config import Dataset, Table
 from skymill.errors import SkymillError, counted
 from skymill.files import read_json, write_json, write_text
+from skymill.plan import loaded_chunks
 from skymill.rowmaker import RowMaker
 from skymill.selection import expand_ranges
 from skymill.step import Stopwatch, log, start_step
@@ -119,13 +121,19 @@ class Repair:
         ``results/<database>``.
     record : `dict`
         The record of a verification.
+    damaged : `Mapping` [`str`, `list`]
+        Further chunks, by table; of regular tables None.
     """
 
-    def __init__(self, dataset: Dataset, root: Path, record: Mapping):
+    def __init__(self, dataset: Dataset, root: Path, record: Mapping, damaged: Mapping[str, list]):
         self.dataset, self.root, self.record = dataset, root, record
         self.maker = make_maker(dataset, root / "visits", root / "density")
         self.homes = find_tiles(root)
         self.bad = bad_chunks(record["differences"])
+        for name, chunks in damaged.items():
+            self.bad[name] = sorted(
+                {*self.bad.get(name, []), *chunks}, key=lambda chunk: -1 if chunk is None else chunk
+            )
         names = loaded_names(dataset)
         self.regular = [dataset.tables[name] for name in self.bad if name not in names]
         chunks = sorted({chunk for name in names for chunk in self.bad.get(name, [])})
@@ -156,6 +164,23 @@ class Repair:
         return files
 
 
+def find_damaged(dataset: Dataset, root: Path) -> dict[str, list]:
+    """The chunks of which the files of the embedded store have lost rows, by table; of regular tables None."""
+    from skymill.stores.repair_embedded import damaged_chunks, is_damaged
+
+    store, found = open_store(dataset, root), {}
+    for name, tile in sorted(set(find_tiles(root).values())):
+        transaction_id = read_json(root / "ingest" / "transactions" / f"{name}.committed.json")["id"]
+        rows = loaded_chunks(root, name, tile, transaction_id)
+        for table, chunks in damaged_chunks(store, transaction_id, tile, rows).items():
+            found.setdefault(table, []).extend(chunks)
+        regular = root / "ingest" / name / "regular.json"
+        for table, count in read_json(regular)["rows"].items() if regular.exists() else ():
+            if is_damaged(store, transaction_id, table, count):
+                found[table] = [None]
+    return found
+
+
 def repair_embedded(repair: Repair) -> list[str]:
     """Replace the chunks in the embedded store, and publish it again; says what was written."""
     from skymill.stores.repair_embedded import remove_strays, replace_chunks, replace_regular
@@ -173,10 +198,11 @@ def repair_embedded(repair: Repair) -> list[str]:
     written += remove_strays(
         store, {name: {chunk: places.get(chunk) for chunk in repair.bad[name]} for name in names if name in repair.bad}
     )
-    published = read_json(root / "ingest" / "published.json")
-    records = root / "ingest" / "transactions"
-    answer = store.publish([read_json(records / f"{name}.committed.json") for name in published["transactions"]])
-    write_json(root / "ingest" / "published.json", {**published, **answer})
+    if (root / "ingest" / "published.json").exists():
+        published = read_json(root / "ingest" / "published.json")
+        records = root / "ingest" / "transactions"
+        answer = store.publish([read_json(records / f"{name}.committed.json") for name in published["transactions"]])
+        write_json(root / "ingest" / "published.json", {**published, **answer})
     return sorted({str(path.relative_to(root)) for path in written})
 
 
@@ -228,17 +254,22 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     watch = Stopwatch()
     dataset = start_step(snakemake)
     root = dataset.results
-    record = read_verification(root, snakemake.params.fingerprint)
-    if not record["differences"]:
+    is_embedded = dataset.config["ingest"]["store"] == "embedded"
+    damaged = find_damaged(dataset, root) if is_embedded else {}
+    if damaged and not (root / "verify.json").exists():
+        record = {"differences": []}
+    else:
+        record = read_verification(root, snakemake.params.fingerprint)
+    if not record["differences"] and not damaged:
         print(f"repair: there is nothing to repair: in the last verification, {root}/verify.md, nothing differed")
         return
-    repair = Repair(dataset, root, record)
+    repair = Repair(dataset, root, record, damaged)
     again = f"{counted(len(repair.chunks), 'chunk')} {_were(len(repair.chunks))} made again, byte for byte"
     done = {"chunks": repair.chunks, "regular": [table.name for table in repair.regular], "strangers": repair.strangers}
-    if dataset.config["ingest"]["store"] == "embedded":
+    if is_embedded:
         done["written"] = repair_embedded(repair)
-        text = f"{again}, and replaced; {counted(len(done['written']), 'Parquet file')} {_were(len(done['written']))} written"
-        text += " and the database is published again. Run `snakemake verify` again"
+        text = f"{again}, and replaced; {counted(len(done['written']), 'Parquet file')} {_were(len(done['written']))} written. "
+        text += "Run `snakemake`, and `snakemake verify` again"
     else:
         texts = repair_qserv(repair)
         for name, content in texts.items():

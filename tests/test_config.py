@@ -1,8 +1,10 @@
 """The configuration: every wrong input is refused in words, and the fingerprint says what decides the rows."""
 
 import datetime
+import functools
 import json
 import math
+import operator
 import random
 import shutil
 
@@ -14,7 +16,7 @@ from helpers import FAKEDB, REPOSITORY, small_config
 from skymill.config import Dataset, fingerprint_of, identity_changes, load_dataset
 from skymill.errors import ConfigError
 from skymill.inputs import check_files
-from skymill.schema import load_schema
+from skymill.schema import check_schema, load_schema
 
 CONSTANT = {"constant": 1}
 
@@ -233,7 +235,7 @@ TYPES = [
     (change("chunks", []), r"chunks: \[\] is not allowed"),
     (change("chunks", {}), r"chunks: .*(region|from)"),
     (change("chunks", {"region": [0, 1, 2]}), r"chunks\.region: \[0, 1, 2\] .*ra_min, ra_max, dec_min, dec_max"),
-    (change("chunks", {"region": [0, 1, 2, "3"]}), r'chunks\.region.*"3"'),
+    (change("chunks", {"region": [0, 1, 2, "three"]}), r'chunks\.region.*"three"'),
     (change("chunks", {"from": "a.txt", "except": "b.txt"}), r'chunks\.except: "b\.txt"'),
     (change("tables.Object.columns.2.generator", ["normal"]), r'columns\[2\]\.generator: \["normal"\]'),
     (change("tables.Object.columns.2.generator", {"normal": {}, "uniform": {}}), r"columns\[2\]\.generator: .*one"),
@@ -267,6 +269,38 @@ def test_a_secret_in_the_configuration_is_refused_and_not_shown(key, value):
     with pytest.raises(ConfigError, match=rf"ingest\.qserv\.{key}.*(not allowed|unknown key)") as error:
         load(change("ingest", {"store": "qserv", "qserv": qserv}))
     assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("tables.Object.density", {"per_sq_deg": "100"}, {"per_sq_deg": 100}),
+        ("tables.Object.columns.2.null_fraction", "0.5", 0.5),
+        ("chunks", {"region": ["350", "10.5", "-5", "5"]}, {"region": [350, 10.5, -5, 5]}),
+        ("chunks", ["1", "2"], [1, 2]),
+        ("keep", {"generated": "true"}, {"generated": True}),
+        ("partitioning.num_stripes", "18", 18),
+        ("ingest", {"store": "none", "publish": "false"}, {"store": "none", "publish": False}),
+    ],
+)
+def test_numbers_in_what_the_command_line_gives_are_read(path, text, value):
+    """Snakemake hands over the values inside a mapping or a list of ``--config`` as strings."""
+    config = small_config()
+    change(path, text)(config)
+    check_schema(config)
+    *outer, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    found = functools.reduce(operator.getitem, outer, config)[last]
+    assert found == value and repr(found) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("seed", "5"), ("keep", {"generated": "yes please"}), ("chunks", ["1", "two"])]
+)
+def test_other_strings_are_no_numbers(path, text):
+    config = small_config()
+    change(path, text)(config)
+    with pytest.raises(ConfigError, match="is not allowed"):
+        check_schema(config)
 
 
 def test_up_to_five_errors_are_told_at_once():

@@ -3,6 +3,8 @@
 import copy
 import errno
 import json
+import re
+import shutil
 import sys
 import threading
 import time
@@ -12,12 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from generate_tile import generate_tile
+from helpers import row_maker, small_dataset
 from ingest_tile import GIVE_UP, load_each
+from partition_tile import partition_chunk
 from skymill.config import Dataset
 from skymill.errors import PoisonedError, SkymillError
 from skymill.failures import TileFailures, read_failures
 from skymill.files import lock, write_json
-from skymill.places import PLACE, save_places
 from skymill.retries import own_chunks, plan_retry, with_retries
 from skymill.step import start_step
 from skymill.stores import Contribution
@@ -187,6 +191,22 @@ def test_damaged_files_are_made_again(tmp_path, fail):
     assert len(stored_rows(tmp_path, "smallsky")["Object"]) > 100
 
 
+def test_each_generated_file_that_is_missing_fails_its_chunk(tmp_path):
+    """As after a run was killed while it removed them; files of places, too, without which rows of the overlap would be missing unseen."""
+    dataset = small_dataset(density=20.0)
+    whole, chunk = tmp_path / "whole", 327
+    made = generate_tile(dataset, row_maker(dataset), [chunk], whole)[str(chunk)]
+    names = sorted(path.name for path in whole.iterdir())
+    assert len([name for name in names if name.endswith(".places.npy")]) == 2 and len(names) >= 5
+    for name in names:
+        source, target = tmp_path / name, tmp_path / f"partitioned {name}"
+        shutil.copytree(whole, source, ignore=shutil.ignore_patterns(name))
+        for table in dataset.tables_of("director", "child"):
+            (target / table.name).mkdir(parents=True)
+        with pytest.raises(SkymillError, match=f"{re.escape(name)}.*its manifest"):
+            partition_chunk(dataset, chunk, made, source, target)
+
+
 def test_of_a_tile_whose_files_are_gone_only_what_is_not_loaded_is_made(tmp_path, fail):
     """As after a job was killed on a node with a scratch disk. The truth of all chunks is known in the end, that of a retry, too."""
     config = fragile_sky(tmp_path)
@@ -308,16 +328,6 @@ def test_an_error_of_the_machine_ends_a_step_in_words(tmp_path, monkeypatch, cap
     sys.excepthook(type(error), error, None)
     printed = capsys.readouterr().err
     assert f"make: {message}" in printed and "Traceback" not in printed
-
-
-def test_a_full_disk_is_one_also_where_numpy_does_not_say_so(tmp_path, monkeypatch):
-    def save(*_):
-        raise OSError("629 requested and 378 written")
-
-    monkeypatch.setattr(np, "save", save)
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        save_places(tmp_path / "chunk_0.txt", [np.zeros(1, PLACE)], np.array([10]))
-    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_job_that_waits_for_another_says_so(tmp_path, caplog):

@@ -134,3 +134,30 @@ def test_there_must_be_a_verification(sky):
     (sky / "results" / "allkinds" / "verify.json").unlink(missing_ok=True)
     printed = snakemake(sky, "repair", config=sky / "config.yaml", ok=False)
     assert "run `snakemake verify` first" in printed
+
+
+def test_files_that_have_lost_rows_are_found_without_verification(copy, sky, dataset):
+    """Files that are missing, garbage, or written by somebody else; the database is lost as well."""
+    before = hashes(copy)
+    (copy / "verify.json").unlink(missing_ok=True)
+    foreign = file_with(copy, "Object", 325)
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(foreign).slice(2), foreign)
+    file_with(copy, "ForcedSource", 36).write_bytes(b"garbage")
+    file_with(copy, "ObjectFullOverlap", 36).unlink()
+    visits = next(copy.glob("store/committed/*/Visit/*.parquet"))
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(visits), visits)
+    (copy / "allkinds.duckdb").unlink()
+    printed = snakemake(copy.parents[1], config=sky / "config.yaml", ok=False)
+    assert "run `snakemake repair`, which makes again" in printed and "Traceback" not in printed
+    snakemake(copy.parents[1], "repair", config=sky / "config.yaml")
+    assert hashes(copy) == before
+    snakemake(copy.parents[1], config=sky / "config.yaml")
+    assert verify(copy, dataset)["differences"] == []
+
+
+def test_less_than_was_committed_is_not_published(copy, sky):
+    damage(file_with(copy, "Object", 325), lambda t: t.slice(1))
+    (copy / "allkinds.duckdb").unlink()
+    printed = snakemake(copy.parents[1], config=sky / "config.yaml", ok=False)
+    assert "Object: the files below" in printed and "run `snakemake repair`" in printed
+    assert not (copy / "allkinds.duckdb").exists()

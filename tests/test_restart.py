@@ -13,13 +13,14 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 
 from helpers import small_dataset
 from skymill.files import write_json
 from skymill.selection import expand_ranges
-from skymill.stores.embedded import EmbeddedStore
+from skymill.stores.embedded import EmbeddedStore, write_parquet
 from workflow import PROJECT, SMALL_SKY, partitioned_files, snakemake, write_config
 
 NOTHING = "Nothing to be done"
@@ -260,3 +261,19 @@ def test_small_files_are_written_aside(tmp_path):
         write_json(target, {"a": object()})
     assert json.loads(target.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["record.json"]
+
+
+def test_records_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    """A power cut may otherwise leave a name without bytes."""
+    done = []
+
+    def note(name, act):
+        monkeypatch.setattr(os, name, lambda *arguments: (done.append(name), act(*arguments)))
+
+    note("fsync", os.fsync)
+    note("replace", os.replace)
+    write_json(tmp_path / "sentinel.json", {"chunk": 1})
+    blocks = iter([("5", pa.table({"objectId": pa.array([1], pa.int64())}))])
+    column = next(c for c in small_dataset().tables["Object"].columns if c.name == "objectId")
+    assert write_parquet(tmp_path / "s0003p00010.5.parquet", [column], blocks) == {"5": 1}
+    assert done == ["fsync", "replace"] * 2

@@ -74,9 +74,9 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
         made["partitioned"] = partition_chunk(dataset, CHUNK, made, generated, partitioned)
 
     def partition_director() -> None:
-        source, halo = (generated / f"chunk_{CHUNK}_Object{end}.csv" for end in ("", "_halo"))
-        link_or_copy(source, written / "chunk.txt")
-        write_overlap(dataset.chunker, CHUNK, source, halo, written / "overlap.txt")
+        rows = {generated / f"chunk_{CHUNK}_{name}.csv": made[name]["rows"] for name in ("Object", "Object_halo")}
+        link_or_copy(next(iter(rows)), written / "chunk.txt")
+        write_overlap(dataset.chunker, CHUNK, rows, written / "overlap.txt")
 
     def link_child() -> None:
         for _ in range(LINKS):

@@ -15,20 +15,40 @@ from .errors import SkymillError
 log = logging.getLogger("skymill")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside, then give it its name; folders are made as needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def written_aside(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Where to write a file so that it has its name only when it is whole: the block writes there, and the file is renamed at its end.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        Its name.
+    durable : `bool`
+        Whether it must be on the disk before it is renamed, since a power cut may leave a name without bytes. Not needed for what is
+        compared with a record before it is used.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        yield aside
+        if durable:
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that has its name only when it is whole; folders are made as needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON aside, then give it its name."""
+    """Write JSON like `write_text`."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -58,15 +78,11 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name; copy it where the file systems differ or know no links."""
     import shutil
 
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with written_aside(target, durable=False) as aside:
         try:
             os.link(source, aside)
         except OSError:
             shutil.copyfile(source, aside)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

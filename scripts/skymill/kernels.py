@@ -7,7 +7,6 @@ gives `None`. What comes out is the same, byte by byte.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from .files import written_aside
 
 log = logging.getLogger("skymill")
 
@@ -62,15 +63,10 @@ def _folders() -> list[Path]:
 def _compile(source: Path, target: Path) -> None:
     """Compile a source, aside; whoever comes second replaces the file by an equal one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with written_aside(target) as aside:
         subprocess.run(
             [*COMPILE, "-o", str(aside), str(source)], check=True, capture_output=True, timeout=COMPILE_SECONDS
         )
-        os.replace(aside, target)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import mmap
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import numpy as np
 from . import kernels
 from .chunker import Chunker
 from .errors import SkymillError
+from .files import written_aside
 from .places import digits, load_places, places_path
 
 if TYPE_CHECKING:
@@ -66,15 +66,15 @@ def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.n
     return row[order], sub_chunk[order]
 
 
-def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path, target: Path) -> dict:
+def write_overlap(chunker: Chunker, chunk: int, sources: Mapping[Path, int], target: Path) -> dict:
     """Write the overlap file of a chunk; none if no row goes there.
 
     Parameters
     ----------
     chunker : `Chunker`
     chunk : `int`
-    source, halo_source : `pathlib.Path`
-        The generated files of the chunk's own rows and of its halo; a file without rows does not exist.
+    sources : `Mapping` [`pathlib.Path`, `int`]
+        The generated files of the chunk's own rows and of its halo, and how many rows they have; a file without rows does not exist.
     target : `pathlib.Path`
         The overlap file.
 
@@ -86,27 +86,24 @@ def write_overlap(chunker: Chunker, chunk: int, source: Path, halo_source: Path,
     Raises
     ------
     SkymillError
-        If a row of ``source`` does not belong to the chunk, or a row does not lie where it says.
+        If the places of a file are not those of its rows, a row of the first file does not belong to the chunk, or a row does not lie
+        where it says.
     """
-    home, halo = load_places(source), load_places(halo_source)
+    home, halo = (load_places(path, rows) for path, rows in sources.items())
     if (home["chunk"] != chunk).any():
+        source = next(iter(sources))
         raise SkymillError(
             f"{source}: it holds rows of other chunks than {chunk}; run again, and if it stays so, remove {source.parent} first"
         )
     row, sub_chunk = overlap_rows(chunker, chunk, np.concatenate([home, halo]))
     digest, size = hashlib.sha256(), 0
     if len(row):
-        sources = [_Source(path, places) for path, places in ((source, home), (halo_source, halo)) if len(places)]
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with open(aside, "wb") as file:
-                for block in _moved_rows(sources, row, chunk, sub_chunk):
-                    file.write(block)
-                    digest.update(block)
-                    size += memoryview(block).nbytes
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        texts = [_Source(path, places) for path, places in zip(sources, (home, halo), strict=True) if len(places)]
+        with written_aside(target, durable=False) as aside, open(aside, "wb") as file:
+            for block in _moved_rows(texts, row, chunk, sub_chunk):
+                file.write(block)
+                digest.update(block)
+                size += memoryview(block).nbytes
     return {"rows": len(row), "bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -6,12 +6,13 @@ offset of the byte behind the row's own columns, where its chunkId and subChunkI
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from .columns import Rows
+from .errors import SkymillError
+from .files import written_aside
 
 PLACE = np.dtype([("chunk", "<i4"), ("sub_chunk", "<i4"), ("ra_deg", "<f8"), ("dec_deg", "<f8"), ("end", "<i8")])
 
@@ -45,22 +46,37 @@ def save_places(path: Path, parts: list[np.ndarray], row_ends: np.ndarray) -> No
     """
     if not len(row_ends):
         return
-    target = places_path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     head = {"descr": np.lib.format.dtype_to_descr(PLACE), "fortran_order": False, "shape": row_ends.shape}
     ends = np.split(row_ends, np.cumsum([len(part) for part in parts])[:-1])
-    with open(aside, "wb") as file:
+    with written_aside(places_path(path), durable=False) as aside, open(aside, "wb") as file:
         np.lib.format.write_array_header_1_0(file, head)
         for places, end in zip(parts, ends, strict=True):
             places["end"] = end - (3 + digits(places["chunk"]) + digits(places["sub_chunk"]))
             file.write(places)
-    os.replace(aside, target)
 
 
-def load_places(path: Path) -> np.ndarray:
-    """The places of a CSV file's rows; none if it does not exist."""
+def load_places(path: Path, rows: int) -> np.ndarray:
+    """The places of a CSV file's rows.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The CSV file.
+    rows : `int`
+        How many rows it has; without any there is no file of places.
+
+    Raises
+    ------
+    SkymillError
+        If the file has places of fewer or of more rows.
+    """
     source = places_path(path)
-    return np.load(source, allow_pickle=False) if source.exists() else np.empty(0, dtype=PLACE)
+    places = np.load(source, allow_pickle=False) if source.exists() else np.empty(0, dtype=PLACE)
+    if len(places) != rows:
+        raise SkymillError(
+            f"{source}: it has {len(places)} rows, {path.name} has {rows} by its manifest; run again, and if it stays so, remove {path.parent} first"
+        )
+    return places
 
 
 def digits(numbers: np.ndarray) -> np.ndarray:

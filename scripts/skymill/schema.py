@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
+import operator
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,28 +70,36 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def check_schema(config: dict) -> None:
-    """Check a configuration against the schema; numbers and booleans that came as strings are turned into such, in place.
+    """Check a configuration against the schema; numbers and booleans within mappings and lists that came as strings are turned into such.
 
-    (Snakemake hands over the values inside ``--config keep='{generated: true}'`` as strings.)
+    (Snakemake hands over what is inside ``--config keep='{generated: true}'`` as strings.)
 
     Raises
     ------
     ConfigError
         With up to five things that are wrong: key, value, what is allowed.
     """
-    schema = load_schema()
-    for key in ("partitioning", "ingest", "keep"):  # one level deep is what people write there
-        _read_strings(config.get(key), schema["properties"][key]["properties"])
-    validator = jsonschema.Draft202012Validator(schema)
-    errors = sorted(validator.iter_errors(config), key=lambda e: (-len(e.absolute_path), str(e.absolute_path)))
+    validator = jsonschema.Draft202012Validator(load_schema())
+    errors = list(validator.iter_errors(config))
+    if errors:
+        _read_strings(config, errors)
+        errors = sorted(validator.iter_errors(config), key=lambda e: (-len(e.absolute_path), str(e.absolute_path)))
     if errors:
         raise ConfigError("\n".join(dict.fromkeys(_explain(error) for error in errors[:5])))
 
 
-def _read_strings(section: object, properties: dict) -> None:
-    for key, value in section.items() if isinstance(section, dict) else ():
-        if isinstance(value, str) and properties.get(key, {}).get("type") in ("integer", "number", "boolean"):
-            section[key] = yaml.safe_load(value)
+def _read_strings(config: dict, errors: Iterable[jsonschema.ValidationError]) -> None:
+    """Replace strings that should be numbers or booleans, and are such when read as YAML, in place."""
+    for error in errors:
+        _read_strings(config, error.context)
+        if error.validator == "type" and isinstance(error.instance, str) and len(error.absolute_path) > 1:
+            with contextlib.suppress(yaml.YAMLError):
+                value = yaml.safe_load(error.instance)
+                if isinstance(value, (bool, int, float)) and jsonschema.Draft202012Validator(error.schema).is_valid(
+                    value
+                ):
+                    *outer, last = error.absolute_path
+                    functools.reduce(operator.getitem, outer, config)[last] = value
 
 
 def _found(error: jsonschema.ValidationError) -> str:

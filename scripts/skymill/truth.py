@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from .columns import Column, Rows, Values, concatenate
 from .config import Dataset, Table
 from .errors import SkymillError
 from .facts import Fact, table_facts
+from .files import written_aside
 from .pairs import count_pairs
 from .retries import home_tile
 from .rowhash import RowHasher, add_hashes, hash_placed
@@ -260,13 +260,9 @@ class TileTruth:
         content = {**head, "format": FORMAT, "tables": tables, "sha256": self.hashes}
         text = json.dumps(content, separators=(",", ":"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with written_aside(path) as aside:
             # Without a time in it: the same facts give the same bytes.
             aside.write_bytes(gzip.compress(text.encode(), 3, mtime=0))
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> TileTruth:

@@ -21,6 +21,7 @@ import pyarrow.parquet
 from ..columns import Column
 from ..config import Dataset, Table
 from ..errors import PoisonedError, SkymillError, show
+from ..files import written_aside
 from . import Contribution
 
 #: Small chunks of a tile go into one file together, up to about so much text [bytes].
@@ -116,22 +117,27 @@ class EmbeddedStore:
         rows = {
             name: sum(_read_metadata(path, SkymillError).num_rows for path in paths) for name, paths in files.items()
         }
+        for name, count in rows.items():
+            committed_rows = sum(entry["rows"].get(name, 0) for entry in committed)
+            if count != committed_rows:
+                raise SkymillError(
+                    f"{name}: the files below {self.committed} hold {count} rows, committed were {committed_rows}; run `snakemake repair`, which "
+                    "makes again what is missing"
+                )
         copied = sum(rows.values()) <= self.dataset.config["ingest"]["materialise_rows"]
-        aside = self.database.with_name(f".{self.database.name}.{os.getpid()}")
-        aside.unlink(missing_ok=True)
-        try:
-            with duckdb.connect(str(aside)) as connection:
-                for name, columns in self.loaded_tables():
-                    _show_table(connection, name, columns, files[name], copied)
-                    found = connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
-                    if found != rows[name]:
-                        raise SkymillError(
-                            f"{name}: the database shows {found} rows, its files hold {rows[name]}; run again"
-                        )
-            os.replace(aside, self.database)
-        finally:
+        with written_aside(self.database) as aside:
             aside.unlink(missing_ok=True)
-            aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
+            try:
+                with duckdb.connect(str(aside)) as connection:
+                    for name, columns in self.loaded_tables():
+                        _show_table(connection, name, columns, files[name], copied)
+                        found = connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
+                        if found != rows[name]:
+                            raise SkymillError(
+                                f"{name}: the database shows {found} rows, its files hold {rows[name]}; run again"
+                            )
+            finally:
+                aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
         absolute = None if copied else str(self.root.resolve())
         return {"database": self.database.name, "file": self.database.name, "absolute": absolute, "rows": rows}
 
@@ -202,7 +208,7 @@ def _read_metadata(path: Path, kind: type[SkymillError]) -> pyarrow.parquet.File
     try:
         return pyarrow.parquet.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        remedy = "" if kind is PoisonedError else "; put it back from a copy"
+        remedy = "" if kind is PoisonedError else "; run `snakemake repair`, which makes again what it held"
         raise kind(f"cannot read {path}: {error}{remedy}") from None
 
 
@@ -322,31 +328,29 @@ def write_parquet(path: Path, columns: Sequence[Column], blocks: Iterator[tuple[
     blocks : iterator of `tuple` [`str`, `pyarrow.Table`]
         Rows and the chunk that they belong to, chunk by chunk.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     # Random numbers do not repeat: a dictionary would only cost time, but for places, filters and the like.
     repeated = [c.name for c in columns if c.name in ("chunkId", "subChunkId") or c.type.kind == "string"]
     schema = pa.schema([pa.field(c.name, _arrow_type(c), c.type.nullable) for c in columns])
     rows: dict[str, int] = {}
     waiting: list[pa.Table] = []
     held = held_bytes = 0
-    try:
-        with pyarrow.parquet.ParquetWriter(
+    with (
+        written_aside(path) as aside,
+        pyarrow.parquet.ParquetWriter(
             aside, schema, compression="snappy", use_dictionary=repeated, write_statistics=repeated
-        ) as writer:
-            for chunk, block in blocks:
-                rows[chunk] = rows.get(chunk, 0) + len(block)
-                waiting.append(block.cast(schema))
-                held += len(block)
-                held_bytes += block.nbytes
-                if held >= GROUP_ROWS or held_bytes >= GROUP_BYTES:
-                    writer.write_table(pa.concat_tables(waiting))
-                    waiting, held, held_bytes = [], 0, 0
-            if waiting:
+        ) as writer,
+    ):
+        for chunk, block in blocks:
+            rows[chunk] = rows.get(chunk, 0) + len(block)
+            waiting.append(block.cast(schema))
+            held += len(block)
+            held_bytes += block.nbytes
+            if held >= GROUP_ROWS or held_bytes >= GROUP_BYTES:
                 writer.write_table(pa.concat_tables(waiting))
-            writer.add_key_value_metadata({_HELD_KEY.decode(): json.dumps(rows)})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+                waiting, held, held_bytes = [], 0, 0
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+        writer.add_key_value_metadata({_HELD_KEY.decode(): json.dumps(rows)})
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +12,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from ..columns import Column
-from ..errors import SkymillError
 from . import Contribution
 from .embedded import EmbeddedStore, read_contribution, rows_of_chunks, write_parquet
 
@@ -20,7 +21,8 @@ def replace_chunks(
 ) -> list[Path]:
     """Replace all rows of some chunks of a tile by those of new files.
 
-    A Parquet file may hold other chunks, too; their rows are taken over. Rows of chunks that the file should not have are left out.
+    A Parquet file may hold other chunks, too; their rows are taken over. Rows of chunks that the file should not have are left out. A file
+    that is damaged is removed: its chunks must be among those that are replaced.
 
     Parameters
     ----------
@@ -46,7 +48,10 @@ def replace_chunks(
         fresh = {str(file.chunk): file for file in files if file.table_name == name}
         for path in sorted(folder.glob(f"{tile}.*.parquet")):
             held = _held(path)
-            if any(str(chunk) in held for chunk in chunks):
+            if held is None:
+                path.unlink()
+                written.append(path)
+            elif any(str(chunk) in held for chunk in chunks):
                 here = {chunk: fresh.pop(chunk) for chunk in held if chunk in fresh}
                 gone = {str(chunk) for chunk in chunks}
                 _rewrite(path, columns, [chunk for chunk in held if chunk in here or chunk not in gone], here)
@@ -88,7 +93,7 @@ def remove_strays(store: EmbeddedStore, tables: Mapping[str, Mapping[int, tuple[
     for name, chunks in tables.items():
         for path in sorted(store.committed.glob(f"*/{name}/*.parquet")):
             place = (path.parent.parent.name, path.name.split(".")[0])
-            own = [chunk for chunk in _held(path) if chunks.get(int(chunk), place) == place]
+            own = [chunk for chunk in _held(path) or () if chunks.get(int(chunk), place) == place]
             found = pc.unique(pyarrow.parquet.read_table(path, columns=["chunkId"])["chunkId"]).to_pylist()
             if any(chunk in chunks and str(chunk) not in own for chunk in found):
                 _rewrite(path, columns_of[name], own, {})
@@ -96,13 +101,46 @@ def remove_strays(store: EmbeddedStore, tables: Mapping[str, Mapping[int, tuple[
     return written
 
 
-def _held(path: Path) -> dict[str, int]:
+def damaged_chunks(
+    store: EmbeddedStore, transaction_id: str, tile: str, rows: Mapping[int, Mapping[str, int]]
+) -> dict[str, list[int]]:
+    """The chunks of a tile of which the store's files do not have the rows that were loaded, as far as the files themselves say, by table.
+
+    Parameters
+    ----------
+    store : `EmbeddedStore`
+    transaction_id, tile : `str`
+        As in `replace_chunks`.
+    rows : `Mapping` [`int`, `Mapping` [`str`, `int`]]
+        For each chunk the rows of each table that were loaded.
+    """
+    damaged = {}
+    for name, columns in store.loaded_tables():
+        if any(column.name == "chunkId" for column in columns):
+            held: Counter[int] = Counter()
+            for path in (store.committed / transaction_id / name).glob(f"{tile}.*.parquet"):
+                held.update({int(chunk): count for chunk, count in (_held(path) or {}).items()})
+            damaged[name] = [chunk for chunk, loaded in sorted(rows.items()) if held[chunk] != loaded.get(name, 0)]
+    return {name: chunks for name, chunks in damaged.items() if chunks}
+
+
+def is_damaged(store: EmbeddedStore, transaction_id: str, table: str, rows: int) -> bool:
+    """Whether the files of a regular table do not have the rows that were loaded."""
+    paths = (store.committed / transaction_id / table).glob("*.parquet")
+    return sum(sum((_held(path) or {}).values()) for path in paths) != rows
+
+
+def _held(path: Path) -> dict[str, int] | None:
+    """The rows of each chunk that a file holds, as it says itself, or if it does not hold so many, as they are; None if it cannot be read."""
     try:
-        return rows_of_chunks(path)
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
-        raise SkymillError(
-            f"{path} cannot be read: {error}; remove the file, and run `snakemake verify` again: it then names the chunks that are missing"
-        ) from None
+        with contextlib.suppress(KeyError, TypeError):  # somebody else has written it
+            held = rows_of_chunks(path)
+            if sum(held.values()) == pyarrow.parquet.read_metadata(path).num_rows:
+                return held
+        counts = pyarrow.parquet.read_table(path, columns=["chunkId"])["chunkId"].value_counts().to_pylist()
+        return {str(count["values"]): count["counts"] for count in counts}
+    except (pa.ArrowException, OSError, KeyError):
+        return None
 
 
 def _rewrite(path: Path, columns: Sequence[Column], chunks: Sequence[str], fresh: Mapping[str, Contribution]) -> None:

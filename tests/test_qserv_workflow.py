@@ -464,6 +464,6 @@ def test_try_qserv_leaves_nothing_behind(cluster, tmp_path):
     done = try_qserv(write_config(tmp_path, config))
     assert done.returncode != 0 and "ingest.qserv.admin_auth_key: the key is missing" in done.stderr
     assert done.stdout == "", "nothing was begun"
-    assert "CONFIG=configs/X/config.yaml" in try_qserv("").stdout
+    assert "CONFIG=configs/X/config.yaml" in try_qserv("").stderr
     assert cluster.sql("SHOW DATABASES") == before
     assert KEY not in done.stdout + done.stderr

@@ -14,6 +14,11 @@ def collect_seldom() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+def sends_jobs(workflow: object) -> bool:
+    """Whether a run is going to do any job elsewhere than on the machine where Snakemake runs."""
+    return any(not job.is_local for job in workflow.dag.needrun_jobs())
+
+
 def leave_lock(workflow: object) -> list[str]:
     """As input function of a target that only reads: let it run beside another run, and leave the lock of that alone.
 

@@ -53,6 +53,7 @@ class QservStore:
 
     def __init__(self, dataset: Dataset, root: Path):
         self.dataset = dataset
+        self.root = root
         self.name = dataset.database
         self.options = options = dataset.config["ingest"].get("qserv", {})
         for key in ("url", *(["base_url"] if options.get("send") == "http" else [])):
@@ -340,7 +341,7 @@ class QservStore:
         return counts
 
     def check(self) -> list[tuple[str, bool, str]]:
-        return check_server(self.client, self.dataset)
+        return check_server(self.client, self.dataset, self.root)
 
 
 def _read_key(name: str, source: Mapping | None, folder: Path) -> str | None:

@@ -403,10 +403,11 @@ def test_check_ingest(cluster, tmp_path):
         config=write_config(tmp_path, sky(cluster, qserv={"auth_key": {"env": "SKYMILL_TEST_OTHER_KEY"}})),
         ok=False,
     )
-    assert (
-        " NO  auth_key is accepted" in printed
-        and "the store qserv cannot be used. Not so: auth_key is accepted" in printed
-    )
+    assert printed.count(" NO  auth_key is accepted") == 1
+    verdict = "the store qserv cannot be used: the answer was NO to: auth_key is accepted; the workers"
+    assert printed.count(verdict) == 1
+    quiet = snakemake(tmp_path, "check_ingest", "--quiet", "rules", config=tmp_path / "config.yaml", ok=False)
+    assert verdict in quiet
 
 
 def workers_with(cluster: QservCluster, table: str) -> list[str]:

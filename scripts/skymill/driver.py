@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+
+from .step import LOGS_SHOWN
 
 #: Targets that only read what others make, and write reports.
 READING = {"status", "plan", "report", "write_sky_page"}
 
 
-def collect_seldom() -> None:
-    """Look for garbage a hundredth as often: Snakemake makes objects by the hundred thousand, which live as long as it does."""
+def prepare_driver(workflow: object) -> None:
+    """Tell the steps whether Snakemake shows the log of a job that fails; and have garbage looked for a hundredth as often.
+
+    Snakemake makes objects by the hundred thousand, which live as long as it does.
+    """
     gc.set_threshold(100_000, 50, 100)
+    settings = workflow.output_settings
+    if settings.show_failed_logs and not {kind.name for kind in settings.quiet or ()} & {"ALL", "RULES"}:
+        os.environ[LOGS_SHOWN] = "1"
 
 
 def sends_jobs(workflow: object) -> bool:

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 
 from skymill.config import Dataset
 from skymill.derived import derived_files
-from skymill.driver import collect_seldom, leave_lock, sends_jobs
+from skymill.driver import leave_lock, prepare_driver, sends_jobs
 from skymill.errors import SkymillError, in_words
 from skymill.forecast import TileResources
 from skymill.history import finished_files, read_state
@@ -21,7 +21,7 @@ from skymill.schema import read_yaml
 from skymill.selection import select_chunks
 from skymill.slurm import prepare_slurm
 
-collect_seldom()
+prepare_driver(workflow)
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
 
 try:

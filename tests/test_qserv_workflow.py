@@ -33,6 +33,10 @@ from qserv_cluster import (
     transactions,
 )
 from qserv_server.fixture import QservCluster
+from skymill.config import Dataset
+from skymill.errors import SkymillError
+from skymill.inputs import check_needs
+from skymill.plan import State
 from test_docs import README, block_with
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
 
@@ -356,6 +360,31 @@ def test_workers_that_read_the_files_themselves(send, cluster, undisturbed, prep
     assert contents(cluster, "sky") == undisturbed
     assert open_states(cluster) == []
     assert not list((folder / "results" / "sky" / "ingest" / "transactions").glob("*.poisoned.json"))
+
+
+def test_a_missing_key_is_told_before_any_job(cluster, tmp_path, monkeypatch):
+    config = write_config(tmp_path, sky(cluster))
+    monkeypatch.delenv("SKYMILL_TEST_KEY")
+    printed = snakemake(tmp_path, config=config, ok=False)
+    assert printed.count("is not set; say `export SKYMILL_TEST_KEY=...`") == 1
+    assert "Execute" not in printed and not (tmp_path / "results").exists()
+    snakemake(tmp_path, "-n", config=config)
+    dataset = Dataset.from_config(sky(cluster), tmp_path)
+    state = State.read(dataset.results, dataset)
+    check_needs(state, {"status"}, {"generate_tile"})
+    with pytest.raises(SkymillError, match="ingest.qserv.sql: the key is missing"):
+        check_needs(state, set(), {"verify_tile"})
+
+
+def test_nothing_is_generated_for_a_database_that_is_refused(cluster, tmp_path):
+    """It is there and published, and nobody here has recorded that."""
+    delete_database(cluster, "sky")
+    config = write_config(tmp_path, sky(cluster, chunks="36:39"))
+    snakemake(tmp_path, config=config)
+    shutil.rmtree(tmp_path / "results")
+    printed = snakemake(tmp_path, config=config, ok=False)
+    assert printed.count("is published, and so frozen; load under another name") == 1
+    assert not (tmp_path / "results" / "sky" / "generated").exists()
 
 
 def test_an_open_database_may_grow(cluster, undisturbed, tmp_path):

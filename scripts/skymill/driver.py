@@ -6,6 +6,9 @@ import contextlib
 import gc
 import os
 
+from .inputs import check_needs
+from .plan import State
+from .slurm import prepare_slurm
 from .step import LOGS_SHOWN
 
 #: Targets that only read what others make, and write reports.
@@ -23,9 +26,20 @@ def prepare_driver(workflow: object) -> None:
         os.environ[LOGS_SHOWN] = "1"
 
 
-def sends_jobs(workflow: object) -> bool:
-    """Whether a run is going to do any job elsewhere than on the machine where Snakemake runs."""
-    return any(not job.is_local for job in workflow.dag.needrun_jobs())
+def check_run(workflow: object, state: State) -> None:
+    """Look, before the first job starts, for what the jobs of a run need and what would else be missed by each of them.
+
+    Raises
+    ------
+    SkymillError
+        If SLURM does not answer, a key cannot be had, or something else is missing.
+    """
+    jobs = list(workflow.dag.needrun_jobs())
+    here = {job.rule.name for job in jobs if job.is_local}
+    elsewhere = {job.rule.name for job in jobs} - here
+    if elsewhere and workflow.executor_plugin.name == "slurm":
+        prepare_slurm()
+    check_needs(state, here, elsewhere)
 
 
 def leave_lock(workflow: object) -> list[str]:

@@ -170,6 +170,15 @@ class State:
             return retry_path(self.root, name, tile)
         return plan_path(self.root, self.transactions[name].wave)
 
+    def registration(self, name: str, tile: str) -> list[str]:
+        """What must be there before a tile is generated: for Qserv the record that the server has taken the database.
+
+        A tile that was generated before, for no store, is not made again for that.
+        """
+        path = self.root / "ingest" / "database.json"
+        generated = self.root / "generated" / name / f"{tile}.json"
+        return [str(path)] if self.store == "qserv" and (path.exists() or not generated.exists()) else []
+
     def missing_chunks(self, name: str, tile: str) -> int:
         """How many chunks of a tile in a pending transaction are not loaded yet, by the names of its sentinels."""
         chunks = expand_ranges(self.pending[name].tiles[tile])

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 
 from skymill.config import Dataset
 from skymill.derived import derived_files
-from skymill.driver import leave_lock, prepare_driver, sends_jobs
+from skymill.driver import check_run, leave_lock, prepare_driver
 from skymill.errors import SkymillError, in_words
 from skymill.forecast import TileResources
 from skymill.history import finished_files, read_state
@@ -19,7 +19,6 @@ from skymill.progress import Reporter
 from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
 from skymill.selection import select_chunks
-from skymill.slurm import prepare_slurm
 
 prepare_driver(workflow)
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent

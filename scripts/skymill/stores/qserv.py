@@ -352,7 +352,7 @@ def _read_key(name: str, source: Mapping | None, folder: Path) -> str | None:
         where = f"ingest.qserv.{name}.env: the environment variable {source['env']}"
         key = os.environ.get(source["env"])
         if key is None:
-            raise SkymillError(f"{where} is not set; set it, or name another")
+            raise SkymillError(f"{where} is not set; say `export {source['env']}=...`, or name another")
     else:
         where = f"ingest.qserv.{name}.file: {folder / source['file']}"
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
+from collections.abc import Mapping
 
+from .errors import ConfigError
 from .inputs import check_needs
 from .plan import State
 from .slurm import prepare_slurm
@@ -15,11 +18,18 @@ from .step import LOGS_SHOWN
 READING = {"status", "plan", "report", "write_sky_page"}
 
 
-def prepare_driver(workflow: object) -> None:
+def prepare_driver(workflow: object, config: Mapping) -> None:
     """Tell the steps whether Snakemake shows the log of a job that fails; and have garbage looked for a hundredth as often.
 
     Snakemake makes objects by the hundred thousand, which live as long as it does.
+
+    Raises
+    ------
+    ConfigError
+        If the key ``only`` would be ignored.
     """
+    if "only" in config and workflow.is_main_process and not {"load", "verify"} & set(sys.argv[1:]):
+        raise ConfigError("only: it needs the target load or verify, as `snakemake load --config only=40000:40010`")
     gc.set_threshold(100_000, 50, 100)
     settings = workflow.output_settings
     if settings.show_failed_logs and not {kind.name for kind in settings.quiet or ()} & {"ALL", "RULES"}:

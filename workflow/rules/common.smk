@@ -20,10 +20,10 @@ from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
 from skymill.selection import select_chunks
 
-prepare_driver(workflow)
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
 
 try:
+    prepare_driver(workflow, config)
     # Snakemake has merged the files and options already; reading them once more finds keys that stand twice.
     for path in workflow.configfiles:
         read_yaml(path)

@@ -154,6 +154,9 @@ def identity_changes(old: object, new: object, key: str = "") -> Iterator[str]:
     elif isinstance(old, list) and isinstance(new, list) and any(isinstance(part, dict) for part in old + new):
         for word, these, others in (("was", old, new), ("was not", new, old)):
             yield from (f"{key}: {json.dumps(part)} {word} in it" for part in these if part not in others)
+    elif old != new and key.startswith("files."):
+        what = "is new" if old is None else "is not used any more" if new is None else "has changed"
+        yield f"the file {key.removeprefix('files.')} {what}"
     elif old != new:
         yield f"{key}: it was {json.dumps(old)}, now it is {json.dumps(new)}"
 

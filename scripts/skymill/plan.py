@@ -242,10 +242,17 @@ def read_waves(root: Path, identity: dict) -> list[dict]:
         changes = "\n  ".join(list(identity_changes(waves[0]["identity"], identity))[:10])
         raise ConfigError(
             f"{root} holds another dataset with the name {identity['database']}; its rows would not match. What has changed:\n"
-            f"  {changes}\nEither undo the change, or give the new dataset another name (key database) or folder (--directory), or "
-            f"remove {root}"
+            f"  {changes}\n{_nothing_made(root)}Either undo the change, or remove {root} and begin anew, or give the new dataset another name "
+            "(key database) or folder (--directory)"
         )
     return waves
+
+
+def _nothing_made(root: Path) -> str:
+    """A sentence that says so if no chunk was generated yet: then nothing is lost with what is there."""
+    made = any(read_json(path)["chunks"] for path in root.glob("generated/*/s*.json"))
+    made = made or next(root.glob("ingest/transactions/*.committed.json"), None)
+    return "" if made else f"No chunk was generated yet: nothing is lost if you remove {root}. "
 
 
 def _transactions(root: Path, wave: dict) -> dict[str, Transaction]:

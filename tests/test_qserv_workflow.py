@@ -372,7 +372,7 @@ def test_a_missing_key_is_told_before_any_job(cluster, tmp_path, monkeypatch):
     dataset = Dataset.from_config(sky(cluster), tmp_path)
     state = State.read(dataset.results, dataset)
     check_needs(state, {"status"}, {"generate_tile"})
-    with pytest.raises(SkymillError, match="ingest.qserv.sql: the key is missing"):
+    with pytest.raises(SkymillError, match=r"ingest\.qserv\.sql: the key is missing"):
         check_needs(state, set(), {"verify_tile"})
 
 

@@ -166,7 +166,9 @@ def test_what_was_planned_and_is_not_selected_any_more_is_told(tmp_path):
     snakemake(tmp_path, plan, config=config)
     snakemake(tmp_path, "--config", "chunks=324:331", config=config)
     printed = snakemake(tmp_path, "status", "--config", "chunks=324:331", config=config)
-    assert "16 are the target. 8 are complete, 0 have failed. Nothing of this selection is left to do; 8 chunks" in printed
+    assert (
+        "16 are the target. 8 are complete, 0 have failed. Nothing of this selection is left to do; 8 chunks" in printed
+    )
     assert "8 chunks were planned and are not selected: 332:339." in printed
     printed = snakemake(tmp_path, "--config", "chunks=324:331", "only=332", config=config, ok=False)
     assert "only: it needs the target load or verify" in printed

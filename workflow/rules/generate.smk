@@ -8,7 +8,9 @@ The truth of the tile, <tile>.truth.json.gz, is not declared: what is known of c
 rule generate_tile:
     input:
         plan=plan_of,
-        database=lambda wildcards: ancient(STATE.registration(wildcards.txn, wildcards.tile)),
+        database=lambda wildcards: ancient(
+            STATE.registration(wildcards.txn, wildcards.tile)
+        ),
         visits=ancient(expand("<results>/visits/{name}.npz", name=REGULAR)),
         maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
     output:

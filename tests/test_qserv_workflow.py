@@ -196,6 +196,8 @@ def test_an_undisturbed_run_is_final(cluster, undisturbed, prepared, tmp_path):
     folder = refill(cluster, prepared, tmp_path / "run")
     assert Run(folder).wait()
     assert contents(cluster, "sky") == undisturbed
+    kept = list(folder.glob("results/sky/generated/*/s*.json"))
+    assert kept and all(path.samefile(prepared / path.relative_to(folder)) for path in kept), "it was generated again"
     assert "Nothing to be done" in snakemake(folder, config=folder / "config.yaml")
     printed = snakemake(folder, "--config", "chunks=0:80", config=folder / "config.yaml", ok=False)
     assert "published tables of the store qserv are frozen" in printed and "ingest.publish: false" in printed

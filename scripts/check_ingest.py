@@ -1,10 +1,10 @@
 """Check that the store can be used: reached, of a version that fits, with a key that it accepts, and the database in which state.
 
-Prints a line for each question and a verdict, and writes the same to its log. Changes nothing. Fails if an answer is no.
+Prints a line for each question, and a verdict. Changes nothing. Fails if an answer is no.
 """
 
 from skymill.errors import SkymillError
-from skymill.step import log, start_step
+from skymill.step import start_step
 from skymill.stores import open_store
 
 
@@ -13,13 +13,12 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     dataset = start_step(snakemake)
     answers = open_store(dataset, dataset.results).check()
     for what, good, detail in answers:
-        line = f"{'yes' if good else 'NO':>3}  {what}: {detail}"
-        log.info("%s", line)
-        print(line)
+        # Not to the log, too: that of a step that fails is printed.
+        print(f"{'yes' if good else 'NO':>3}  {what}: {detail}")
     failed = [what for what, good, _ in answers if not good]
     if failed:
         raise SkymillError(
-            f"the store {dataset.config['ingest']['store']} cannot be used. Not so: {'; '.join(failed)}. The lines above say why"
+            f"the store {dataset.config['ingest']['store']} cannot be used: the answer was NO to: {'; '.join(failed)}; the lines above say why"
         )
     print("The store can be used.")
 

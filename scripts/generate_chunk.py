@@ -20,6 +20,7 @@ from skymill.config import Dataset, Table, load_dataset
 from skymill.density import UniformDensity, box_area_sq_deg
 from skymill.errors import ConfigError, SkymillError, in_words
 from skymill.rowmaker import BoxStreams, RowMaker, fill_columns, load_density
+from skymill.selection import chunks_near
 from skymill.streams import NO_CHUNK, stream
 from skymill.textfile import TableFile
 from skymill.visits import Visits, make_regular_table
@@ -74,8 +75,9 @@ def generate_by_hand(
         if value is not None and value < 0:
             raise ConfigError(f"{option} {value}: it must be at least 0")
     if not chunker.is_chunk(np.array([chunk]))[0]:
+        near = f"; {chunks_near(chunker, chunk)}" if 0 <= chunk <= chunker.last_chunk else ""
         raise ConfigError(
-            f"--chunk {chunk}: the partitioning has no such chunk; its {chunker.num_chunks} chunks are numbered from 0 to {chunker.last_chunk}, "
+            f"--chunk {chunk}: the partitioning has no such chunk{near}; its {chunker.num_chunks} chunks are numbered from 0 to {chunker.last_chunk}, "
             "with gaps: scripts/locate_points.py tells the chunk of a position"
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -632,7 +632,7 @@ def test_wrong_options_are_refused(entry, sql, message):
 @pytest.mark.parametrize(
     ("entry", "sql", "message"),
     [
-        ({"director": "nothing"}, "DOUBLE", r'there is no column "nothing" in Object'),
+        ({"director": "nothing"}, "DOUBLE", r'no column "nothing" in Object; there are objectId, psRa'),
         ({"visit": "nothing"}, "DOUBLE", r'there is no column "nothing" in CcdVisit'),
         (
             {"forced_flux": {"flux": "gFlux", "sigma": "psFlux_Sigma"}},

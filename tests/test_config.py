@@ -411,7 +411,7 @@ COLUMNS = [
     (add_column(**column("x", "TEXT")), r'columns\[3\] \(x\): type "TEXT": allowed are TINYINT'),
     (
         add_column(**column("x", generator="unifrom")),
-        r'columns\[3\] \(x\): unknown generator "unifrom"; there are unique_id,',
+        r'columns\[3\] \(x\): unknown generator "unifrom"; there are unique_id, .*; did you mean "uniform"\?',
     ),
     (
         add_column(**column("x", "INT NOT NULL"), null_fraction=0.5),
@@ -495,6 +495,16 @@ def test_a_density_map_that_is_not_there_is_refused(tmp_path):
         ConfigError, match=r"tables\.Object\.density\.map: cannot read .*map\.npy: No such file.*relative to the folder"
     ):
         dataset.identity()
+    other = load(
+        change("tables.Object.density", {"map": "map.npy"}),
+        drop("tables.CcdVisit.rows"),
+        change("tables.CcdVisit.from_file", "visits.csv"),
+        folder=tmp_path,
+    )
+    with pytest.raises(
+        ConfigError, match=r"CcdVisit\.from_file: visits\.csv; tables\.Object\.density\.map: map\.npy; correct"
+    ):
+        other.identity()
 
 
 # -- what it becomes --------------------------------------------------------------------------------------------------
@@ -648,7 +658,7 @@ def test_files_that_decide_rows_are_part_of_the_fingerprint(tmp_path):
         path.write_text(text)
         assert load(*changes, folder=tmp_path).fingerprint() != fingerprint, path.name
         told = list(identity_changes(identity, load(*changes, folder=tmp_path).identity()))
-        assert len(told) == 1 and told[0].startswith(f"files.{path.name}: it was ")
+        assert told == [f"the file {path.name} has changed"]
         path.write_bytes(before)
     assert load(*changes, folder=tmp_path).fingerprint() == fingerprint
     np.save(density, np.full(12, 2.0))

@@ -159,6 +159,20 @@ def test_metadata_lists_the_partitioned_files_that_stay(tmp_path):
     assert ".." not in json.dumps(urls(metadata, "http://server"))
 
 
+def test_that_files_were_not_kept_is_told(tmp_path):
+    ingest = {"qserv": {"url": "http://qserv:25081"}}
+    config = write_config(tmp_path, {**copy.deepcopy(SMALL_SKY), "chunks": "36:38", "ingest": ingest})
+    metadata = tmp_path / "results" / "smallsky" / "configs" / "ingest" / "metadata.json"
+    snakemake(tmp_path, config=config)
+    keep = ["--config", "keep={partitioned: true}"]
+    printed = snakemake(tmp_path, *keep, config=config, ok=False)
+    assert "of 3 chunks that were made before no files are kept, and there are no others" in printed
+    assert not metadata.exists()
+    printed = snakemake(tmp_path, *keep, "chunks='36:38,324'", config=config)
+    assert "of 3 chunks that were made before no files are kept; they are not listed" in printed
+    assert {chunk for _, chunk, _ in urls(metadata)["Object"]} == {324}
+
+
 def test_metadata_of_tiles_that_were_tried_again_or_have_no_overlap(tmp_path):
     made = dataset(tmp_path)
     empty, full = {"rows": 0, "bytes": 0}, {"rows": 1, "bytes": 9}

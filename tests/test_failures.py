@@ -78,6 +78,22 @@ def jobs(printed: str, rule: str) -> list[str]:
     )
 
 
+def test_that_nothing_is_lost_is_told_when_a_generator_is_mended_that_has_made_nothing(tmp_path, fail):
+    config = fragile_sky(tmp_path, chunks="324:325")
+    fail(324, 325)
+    snakemake(tmp_path, config=config, ok=False)
+    (tmp_path / "fragile.py").write_text(FRAGILE + "# mended\n")
+    nothing = "No chunk was generated yet: nothing is lost if you remove results/smallsky. Either undo"
+    printed = snakemake(tmp_path, config=config, ok=False)
+    assert "  the file fragile.py has changed\n" + nothing in printed
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    fail(324)
+    snakemake(tmp_path, config=config, ok=False)
+    (tmp_path / "fragile.py").write_text(FRAGILE + "# mended\n")
+    printed = snakemake(tmp_path, config=config, ok=False)
+    assert "the file fragile.py has changed" in printed and nothing not in printed
+
+
 def test_a_chunk_that_fails_stops_no_other(tmp_path, fail):
     config = fragile_sky(tmp_path, keep={"partitioned": True})
     root = tmp_path / "results" / "smallsky"

@@ -741,6 +741,7 @@ def test_a_chunk_that_does_not_exist_is_refused(tmp_path, capsys, chunk):
     assert generate_chunk.main(["-c", str(FAKEDB), f"--chunk={chunk}", "--out", str(tmp_path)]) == 1
     message = capsys.readouterr().err
     assert f"--chunk {chunk}" in message and "no such chunk" in message
+    assert ("stripe 0 has the chunks 0 to 0" in message) == (chunk == 3)
     assert not list(tmp_path.iterdir())
 
 

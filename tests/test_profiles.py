@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,32 @@ def test_the_slurm_profile_is_found_and_complete(tmp_path):
     )
     assert printed.returncode == 0, printed.stderr
     assert "profiles/slurm" in printed.stderr and "generate_tile" in printed.stdout
+
+
+DEAD_CLUSTER = """\
+ClusterName=none
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort=1
+AuthType=auth/none
+MessageTimeout=2
+NodeName=n1
+PartitionName=main Nodes=ALL
+"""
+
+
+def test_without_a_controller_no_job_is_started_and_what_needs_none_works(tmp_path):
+    """The executor would forget its jobs without a word, and the run never end."""
+    if shutil.which("scontrol") is None and not os.environ.get("CI"):
+        pytest.skip("scontrol is not installed (Debian: apt install slurm-client)")
+    (tmp_path / "slurm.conf").write_text(DEAD_CLUSTER)
+    environment = {"SLURM_CONF": str(tmp_path / "slurm.conf")}
+    options = ["--workflow-profile", "slurm"]
+    config = write_config(tmp_path, {**SMALL_SKY, "chunks": "0:40"})
+    printed = snakemake(tmp_path, *options, config=config, ok=False, environment=environment)
+    assert "SLURM does not answer: scontrol failed: slurm_load_ctl_conf error: Unable to contact slurm" in printed
+    assert "`sbatch --wrap true` works" in printed and not (tmp_path / "results").exists()
+    snakemake(tmp_path, *options, "-n", config=config, environment=environment)
+    assert "0 are complete" in snakemake(tmp_path, *options, "status", config=config, environment=environment)
 
 
 # -- make install-profile ------------------------------------------------------------------------------------------------

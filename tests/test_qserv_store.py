@@ -992,7 +992,15 @@ def test_questions_are_answered_and_change_nothing(load):
     assert answers()[database] == (True, "not published, 3 tables, transactions: 1 FINISHED, 1 STARTED")
     load.store.abort(load.begin("t001"))
     load.store.publish([first])
-    assert answers()[database][1] == "published, and so frozen, 3 tables, transactions: 1 ABORTED, 1 FINISHED"
+    good, detail = answers()[database]
+    assert not good and "is published, and so frozen" in detail and "load under another name" in detail
+    record = load.folder / "ingest" / "transactions" / "t000.committed.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"id": "another"}))
+    assert not answers()[database][0]
+    record.write_text(json.dumps(first))
+    listed = "1 ABORTED, 1 FINISHED"
+    assert answers()[database] == (True, f"published, and so frozen, 3 tables, transactions: {listed}")
     load.cluster.fault("worker_down", worker="w2")
     good, detail = answers()[workers]
     assert not good and "no connection" in detail
@@ -1027,7 +1035,7 @@ def test_a_server_that_is_not_there(tmp_path, cluster):
         QservUnreachable, match=r"GET http://127\.0\.0\.1:9/meta/version: no connection: .*; is the server up\?"
     ):
         load.store.register(load.dataset, load.fingerprint)
-    assert [good for _, good, _ in load.store.check()] == [False] * 5
+    assert [answer[:2] for answer in load.store.check()] == [("the controller answers", False)]
 
 
 def test_a_port_that_is_none_is_refused(load):

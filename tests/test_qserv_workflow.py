@@ -33,6 +33,10 @@ from qserv_cluster import (
     transactions,
 )
 from qserv_server.fixture import QservCluster
+from skymill.config import Dataset
+from skymill.errors import SkymillError
+from skymill.inputs import check_needs
+from skymill.plan import State
 from test_docs import QSERV, block_with
 from workflow import PROJECT, SMALL_SKY, snakemake, write_config
 
@@ -192,6 +196,8 @@ def test_an_undisturbed_run_is_final(cluster, undisturbed, prepared, tmp_path):
     folder = refill(cluster, prepared, tmp_path / "run")
     assert Run(folder).wait()
     assert contents(cluster, "sky") == undisturbed
+    kept = list(folder.glob("results/sky/generated/*/s*.json"))
+    assert kept and all(path.samefile(prepared / path.relative_to(folder)) for path in kept), "it was generated again"
     assert "Nothing to be done" in snakemake(folder, config=folder / "config.yaml")
     printed = snakemake(folder, "--config", "chunks=0:80", config=folder / "config.yaml", ok=False)
     assert "published tables of the store qserv are frozen" in printed and "ingest.publish: false" in printed
@@ -358,6 +364,31 @@ def test_workers_that_read_the_files_themselves(send, cluster, undisturbed, prep
     assert not list((folder / "results" / "sky" / "ingest" / "transactions").glob("*.poisoned.json"))
 
 
+def test_a_missing_key_is_told_before_any_job(cluster, tmp_path, monkeypatch):
+    config = write_config(tmp_path, sky(cluster))
+    monkeypatch.delenv("SKYMILL_TEST_KEY")
+    printed = snakemake(tmp_path, config=config, ok=False)
+    assert printed.count("is not set; say `export SKYMILL_TEST_KEY=...`") == 1
+    assert "Execute" not in printed and not (tmp_path / "results").exists()
+    snakemake(tmp_path, "-n", config=config)
+    dataset = Dataset.from_config(sky(cluster), tmp_path)
+    state = State.read(dataset.results, dataset)
+    check_needs(state, {"status"}, {"generate_tile"})
+    with pytest.raises(SkymillError, match=r"ingest\.qserv\.sql: the key is missing"):
+        check_needs(state, set(), {"verify_tile"})
+
+
+def test_nothing_is_generated_for_a_database_that_is_refused(cluster, tmp_path):
+    """It is there and published, and nobody here has recorded that."""
+    delete_database(cluster, "sky")
+    config = write_config(tmp_path, sky(cluster, chunks="36:39"))
+    snakemake(tmp_path, config=config)
+    shutil.rmtree(tmp_path / "results")
+    printed = snakemake(tmp_path, config=config, ok=False)
+    assert printed.count("is published, and so frozen; load under another name") == 1
+    assert not (tmp_path / "results" / "sky" / "generated").exists()
+
+
 def test_an_open_database_may_grow(cluster, undisturbed, tmp_path):
     delete_database(cluster, "sky")
     config = write_config(tmp_path, sky(cluster, publish=False))
@@ -403,10 +434,11 @@ def test_check_ingest(cluster, tmp_path):
         config=write_config(tmp_path, sky(cluster, qserv={"auth_key": {"env": "SKYMILL_TEST_OTHER_KEY"}})),
         ok=False,
     )
-    assert (
-        " NO  auth_key is accepted" in printed
-        and "the store qserv cannot be used. Not so: auth_key is accepted" in printed
-    )
+    assert printed.count(" NO  auth_key is accepted") == 1
+    verdict = "the store qserv cannot be used: the answer was NO to: auth_key is accepted; the workers"
+    assert printed.count(verdict) == 1
+    quiet = snakemake(tmp_path, "check_ingest", "--quiet", "rules", config=tmp_path / "config.yaml", ok=False)
+    assert verdict in quiet
 
 
 def workers_with(cluster: QservCluster, table: str) -> list[str]:

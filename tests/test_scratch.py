@@ -74,6 +74,14 @@ def test_what_cannot_work_with_a_scratch_disk_is_refused(keys, message, tmp_path
         Dataset.from_config(small(**keys), tmp_path)
 
 
+def test_a_scratch_folder_that_is_missing_here_is_told_before_any_job(tmp_path):
+    config = write_config(tmp_path, small(chunks="0:3"))
+    missing = f"scratch={tmp_path / 'nothing'}"
+    printed = snakemake(tmp_path, "--config", missing, config=config, ok=False)
+    assert printed.count("there is no folder") == 1 and not (tmp_path / "results").exists()
+    snakemake(tmp_path, "-n", "--config", missing, config=config)
+
+
 def test_what_works_with_a_scratch_disk_is_not_refused(tmp_path):
     for ingest in ({}, {"store": "qserv", "qserv": {"url": "http://q:1"}}):
         Dataset.from_config(small(scratch="/s", ingest=ingest, keep={"generated": False}), tmp_path)

@@ -160,6 +160,22 @@ def test_files_of_chunk_ids_can_be_fed_back(tmp_path):
     assert "planning 1 new chunks" in snakemake(tmp_path, "-n", "--config", beside, config=config)
 
 
+def test_what_was_planned_and_is_not_selected_any_more_is_told(tmp_path):
+    config = write_config(tmp_path, small(chunks="324:339", ingest={"tiles_per_transaction": 1}))
+    plan = "results/smallsky/ingest/plan_0.json"
+    snakemake(tmp_path, plan, config=config)
+    snakemake(tmp_path, "--config", "chunks=324:331", config=config)
+    printed = snakemake(tmp_path, "status", "--config", "chunks=324:331", config=config)
+    assert (
+        "16 are the target. 8 are complete, 0 have failed. Nothing of this selection is left to do; 8 chunks" in printed
+    )
+    assert "8 chunks were planned and are not selected: 332:339." in printed
+    printed = snakemake(tmp_path, "--config", "chunks=324:331", "only=332", config=config, ok=False)
+    assert "only: it needs the target load or verify" in printed
+    snakemake(tmp_path, "--config", "chunks=324:339", config=config)
+    assert "Nothing is left to do." in snakemake(tmp_path, "status", config=config)
+
+
 def test_status_of_another_dataset_is_refused(tmp_path):
     write_config(tmp_path, small())
     snakemake(tmp_path, "load", "--config", "only=332", config=tmp_path / "config.yaml")

@@ -318,5 +318,13 @@ def test_what_cannot_be_verified_is_told_before_any_job(sky, tmp_path):
     assert "nothing of results/allkinds is published yet" in snakemake(tmp_path, "verify", config=config, ok=False)
     printed = snakemake(sky, "verify", "--config", "only=72", config=sky / "config.yaml", ok=False)
     assert "only: none of these chunks has been loaded" in printed
+    database = sky / "results" / "allkinds" / "allkinds.duckdb"
+    kept = database.rename(database.with_suffix(".kept"))
+    try:
+        printed = snakemake(sky, "verify", config=sky / "config.yaml", ok=False)
+    finally:
+        kept.rename(database)
+    assert printed.count("there is no results/allkinds/allkinds.duckdb; run `snakemake` first") == 1
+    assert "Execute" not in printed
     config = write_config(tmp_path, all_kinds("allkinds", ingest={"store": "none"}))
     assert "there is no store to verify" in snakemake(tmp_path, "verify", config=config, ok=False)

@@ -114,6 +114,11 @@ class Dataset:
         """What decides every row of the dataset: its fingerprint, in words."""
         identity = {key: self.config[key] for key in DATA_KEYS if key in self.config}
         files = self._files()
+        missing = [f"{key}: {name}" for name, key in files.items() if not (self.folder / name).exists()]
+        if len(missing) > 1:
+            raise ConfigError(
+                f"these files are not there: {'; '.join(missing)}; correct the paths, which are relative to the folder of the configuration"
+            )
         identity["files"] = {name: _hash_file(self.folder / name, files[name]) for name in sorted(files)}
         identity["numpy"] = np.__version__
         identity["format"] = FORMAT
@@ -154,6 +159,9 @@ def identity_changes(old: object, new: object, key: str = "") -> Iterator[str]:
     elif isinstance(old, list) and isinstance(new, list) and any(isinstance(part, dict) for part in old + new):
         for word, these, others in (("was", old, new), ("was not", new, old)):
             yield from (f"{key}: {json.dumps(part)} {word} in it" for part in these if part not in others)
+    elif old != new and key.startswith("files."):
+        what = "is new" if old is None else "is not used any more" if new is None else "has changed"
+        yield f"the file {key.removeprefix('files.')} {what}"
     elif old != new:
         yield f"{key}: it was {json.dumps(old)}, now it is {json.dumps(new)}"
 
@@ -300,9 +308,13 @@ def _need_columns(where: str, table: Table, names: list[str | None], key: str) -
         if name is None:
             raise ConfigError(f'{where}: the key "{key}" is missing')
         if name not in have:
-            raise ConfigError(
-                f'{where}.{key}: there is no column "{name}"; there are {", ".join(have[:12])}{" ..." if len(have) > 12 else ""}'
-            )
+            raise ConfigError(f'{where}.{key}: there is no column "{name}"{_columns_of(table)}')
+
+
+def _columns_of(table: Table) -> str:
+    """The end of a sentence about a column that is missing: which there are."""
+    have = [column.name for column in table.columns]
+    return f"; there are {', '.join(have[:12])}{' ...' if len(have) > 12 else ''}"
 
 
 def _check_director(table: Table, tables: Mapping[str, Table], where: str) -> None:
@@ -346,7 +358,9 @@ def _check_child(table: Table, tables: Mapping[str, Table], where: str) -> None:
     if table.select is not None:
         column = next((c for c in director.columns if c.name == table.select.column), None)
         if column is None:
-            raise ConfigError(f'{where}.rows.select: there is no column "{table.select.column}" in {director.name}')
+            raise ConfigError(
+                f'{where}.rows.select: there is no column "{table.select.column}" in {director.name}{_columns_of(director)}'
+            )
         if column.type.kind not in ("integer", "float"):
             raise ConfigError(f"{where}.rows.select: {column.name} is {column.type.text}; rows are chosen by a number")
 
@@ -381,10 +395,6 @@ def _check_regular(table: Table, tables: Mapping[str, Table], where: str) -> Non
         if table.rows is None:
             raise ConfigError(f"{where}.region: only positions that are drawn lie in a region; give rows (a number)")
         check_region(list(table.region), f"{where}.region")
-    if table.from_file is not None and not table.from_file.is_file():
-        raise ConfigError(
-            f"{where}.from_file: there is no file {table.from_file}; paths are relative to the folder of the configuration"
-        )
     if table.visit is not None:
         _need_columns(where, table, [table.visit["id"], table.visit["filter"]], "visit")
         _need_columns(where, table, list(table.position or [None]), "position")
@@ -403,7 +413,9 @@ def _check_needs(table: Table, entry: Entry, tables: Mapping[str, Table], where:
     have = {column.name for column in table.columns}
     for name in entry.generator.needs():
         if name not in have:
-            raise ConfigError(f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {table.name}')
+            raise ConfigError(
+                f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {table.name}{_columns_of(table)}'
+            )
     if table.visits is None:
         return
     visits = tables[table.visits]
@@ -414,7 +426,7 @@ def _check_needs(table: Table, entry: Entry, tables: Mapping[str, Table], where:
         for name in names:
             if all(column.name != name for column in source.columns):
                 raise ConfigError(
-                    f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {source.name}'
+                    f'{where}.columns ({entry.stream_name}): there is no column "{name}" in {source.name}{_columns_of(source)}'
                 )
 
 

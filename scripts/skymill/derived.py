@@ -234,6 +234,12 @@ def _kept_tiles(root: Path) -> Iterator[tuple[str, dict]]:
             yield f"partitioned/{transaction.name}/{manifest['tile']}", chunks
 
 
+def chunks_not_kept(root: Path) -> int:
+    """How many chunks were partitioned whose files are not there any more."""
+    made = {chunk for path in root.glob("partitioned/*/s*.json") for chunk in read_json(path)["chunks"]}
+    return len(made - {chunk for _, chunks in _kept_tiles(root) for chunk in chunks})
+
+
 def _metadata_entry(table: Table, root: Path, tile: str, chunks: Mapping[str, Mapping]) -> dict | None:
     """What ``metadata.json`` says of a table in the folder of a tile; None if it has no rows there."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
+from collections.abc import Iterable
 
 #: Longest text of a value in a message.
 LONGEST = 200
@@ -46,6 +48,12 @@ def show(value: object) -> str:
         return "null (no value)"
     text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is much like it; empty if there is none."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def machine_error(error: BaseException) -> str | None:

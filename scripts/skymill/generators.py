@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from .columns import Choice, Column, Constant, Generator, Magnitude, Normal, Poisson, Position, Text, Uniform, UniqueId
+from .errors import did_you_mean
 from .linked_columns import DetectorNumber, DirectorColumn, ForcedFlux, Jitter, Linear, Lookup, Time, VisitColumn
 
 GENERATORS: dict[str, type[Generator]] = {
@@ -56,6 +57,7 @@ def generator_class(name: str, folder: Path) -> type[Generator]:
     if not match:
         raise ValueError(
             f'unknown generator "{name}"; there are {", ".join(GENERATORS)}, and module:Class of a module.py beside the configuration'
+            + did_you_mean(name, GENERATORS)
         )
     path = folder / f"{match[1]}.py"
     if not path.is_file():

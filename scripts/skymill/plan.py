@@ -170,6 +170,15 @@ class State:
             return retry_path(self.root, name, tile)
         return plan_path(self.root, self.transactions[name].wave)
 
+    def registration(self, name: str, tile: str) -> list[str]:
+        """What must be there before a tile is generated: for Qserv the record that the server has taken the database.
+
+        A tile that was generated before, for no store, is not made again for that.
+        """
+        path = self.root / "ingest" / "database.json"
+        generated = self.root / "generated" / name / f"{tile}.json"
+        return [str(path)] if self.store == "qserv" and (path.exists() or not generated.exists()) else []
+
     def missing_chunks(self, name: str, tile: str) -> int:
         """How many chunks of a tile in a pending transaction are not loaded yet, by the names of its sentinels."""
         chunks = expand_ranges(self.pending[name].tiles[tile])
@@ -233,10 +242,17 @@ def read_waves(root: Path, identity: dict) -> list[dict]:
         changes = "\n  ".join(list(identity_changes(waves[0]["identity"], identity))[:10])
         raise ConfigError(
             f"{root} holds another dataset with the name {identity['database']}; its rows would not match. What has changed:\n"
-            f"  {changes}\nEither undo the change, or give the new dataset another name (key database) or folder (--directory), or "
-            f"remove {root}"
+            f"  {changes}\n{_nothing_made(root)}Either undo the change, or remove {root} and begin anew, or give the new dataset another name "
+            "(key database) or folder (--directory)"
         )
     return waves
+
+
+def _nothing_made(root: Path) -> str:
+    """A sentence that says so if no chunk was generated yet: then nothing is lost with what is there."""
+    made = any(read_json(path)["chunks"] for path in root.glob("generated/*/s*.json"))
+    made = made or next(root.glob("ingest/transactions/*.committed.json"), None)
+    return "" if made else f"No chunk was generated yet: nothing is lost if you remove {root}. "
 
 
 def _transactions(root: Path, wave: dict) -> dict[str, Transaction]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import json
 import operator
@@ -14,7 +13,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from .errors import ConfigError, show
+from .errors import ConfigError, did_you_mean, show
 
 #: Keys whose values are never shown: somebody may have written the secret itself there, instead of the place where it is.
 SECRETS = {"auth_key", "admin_auth_key", "password"}
@@ -121,8 +120,7 @@ def _explain(error: jsonschema.ValidationError, outer: str = "") -> str:
         unknown = [key for key in error.instance if key not in allowed]
         if SECRETS & set(error.absolute_path):
             return f"{prefix}unknown key; allowed are {', '.join(allowed)}"
-        close = difflib.get_close_matches(unknown[0], allowed, 1) if unknown else []
-        hint = f'; did you mean "{close[0]}"?' if close else ""
+        hint = did_you_mean(unknown[0], allowed) if unknown else ""
         return f'{prefix}unknown key "{", ".join(unknown)}"; allowed are {", ".join(allowed)}{hint}'
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]

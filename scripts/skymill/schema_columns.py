@@ -6,12 +6,11 @@ It is read once (see `skymill.felis_schema`) and goes from there with the config
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 
 #: Generators of columns that no rule fits, by the type in the file.
 DEFAULT_GENERATORS = {
@@ -154,7 +153,6 @@ def _type(column: Mapping, never_null: set[str]) -> str:
 
 
 def _unknown(name: str, found: Mapping, options: Mapping) -> str:
-    close = difflib.get_close_matches(name, found, 1)
-    hint = f'; did you mean "{close[0]}"?' if close else ""
+    hint = did_you_mean(name, found)
     schema = options["schema"]
     return f'{schema["felis"]} has no column "{name}" in {schema["table"]}{hint or "."} To add a column, give its type'

@@ -72,15 +72,20 @@ def parse_ranges(text: str, chunker: Chunker, key: str = "chunks") -> tuple[np.n
         ids = np.arange(low, min(high, chunker.last_chunk) + 1)
         found = ids[chunker.is_chunk(ids)]
         if match[2] is None and not len(found):
-            stripe = chunker.stripe_of(low)
-            first = chunker.chunk_at(stripe, 0)
             raise ConfigError(
-                f"{key}: the partitioning has no chunk {low}; stripe {stripe} has the chunks {first} to "
-                f"{first + int(chunker.chunks_in_stripe[stripe]) - 1}. If it was written as a range like 10:20, put quotes around it"
+                f"{key}: the partitioning has no chunk {low}; {chunks_near(chunker, low)}. If it was written as a range like 10:20, put "
+                "quotes around it"
             )
         parts.append(found)
         asked += high - low + 1
     return (np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)), asked
+
+
+def chunks_near(chunker: Chunker, chunk: int) -> str:
+    """Which chunks there are in the stripe of an id that no chunk has, in words."""
+    stripe = chunker.stripe_of(chunk)
+    first = chunker.chunk_at(stripe, 0)
+    return f"stripe {stripe} has the chunks {first} to {first + int(chunker.chunks_in_stripe[stripe]) - 1}"
 
 
 def select_chunks(chunks: object, chunker: Chunker, folder: Path, key: str = "chunks") -> Selection:

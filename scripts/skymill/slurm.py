@@ -1,4 +1,4 @@
-"""What the workflow needs of SLURM beside the executor that Snakemake brings: finding and ending a run's jobs, and its status queries."""
+"""What the workflow needs of SLURM beside the executor that Snakemake brings: whether it answers, finding and ending a run's jobs, status queries."""
 
 from __future__ import annotations
 
@@ -91,18 +91,25 @@ def end_jobs(folder: Path, prefix: str, timeout_s: float) -> list[SlurmJob]:
     return ended
 
 
-def replace_sacct() -> None:
-    """Put a stand-in for sacct first in PATH if it is installed but SLURM keeps no accounts, so that it could only fail.
+def prepare_slurm() -> None:
+    """Look whether the controller answers, and whether SLURM keeps accounts; if not, put a stand-in for sacct first in PATH.
 
-    The executor asks squeue how its jobs are. But when the controller does not answer, it turns to sacct for the next query, if there is
-    one in PATH, and forgets all jobs for good if that query fails.
+    When the executor cannot ask for the partition of its first job, it forgets the job without an error, and the run never ends.
+
+    It asks squeue how its jobs are. But when the controller does not answer, it turns to sacct for the next query, if there is one in PATH,
+    and forgets all jobs for good if that query fails. Without accounts it could only fail.
+
+    Raises
+    ------
+    SkymillError
+        If the controller does not answer.
     """
-    if shutil.which("sacct") is None or shutil.which("scontrol") is None:
-        return
     try:
         settings = ask("scontrol", "show", "config")
-    except SkymillError:
-        return  # sbatch will tell
+    except SkymillError as error:
+        raise SkymillError(
+            f"SLURM does not answer: {error}; start Snakemake where `sbatch --wrap true` works, or without the profile for SLURM"
+        ) from None
     storage = re.search(r"^AccountingStorageType\s*=\s*(\S+)", settings, re.MULTILINE)
-    if storage and "slurmdbd" not in storage[1]:
+    if shutil.which("sacct") is not None and storage and "slurmdbd" not in storage[1]:
         os.environ["PATH"] = f"{STAND_INS}{os.pathsep}{os.environ['PATH']}"

@@ -242,6 +242,10 @@ class Status:
             yield ""
 
     def _outlook(self, content: Mapping) -> str:
+        left = np.setdiff1d(self.chunks["target"], self.chunks["completed"])
+        if content["up_to_date"] and len(left):
+            ids = _cut(format_ranges(left))
+            return f"Nothing of this selection is left to do; {len(left):,} chunks were planned and are not selected: {ids}."
         if content["up_to_date"]:
             return "Nothing is left to do."
         chunks = sum(len(t.chunks()) for t in self.state.pending.values())

@@ -14,12 +14,15 @@ from .config import Dataset
 from .errors import SkymillError, machine_error
 
 log = logging.getLogger("skymill")
+#: The environment variable that is set if Snakemake prints the log of a job that fails.
+LOGS_SHOWN = "SKYMILL_LOGS_SHOWN"
 
 
 def start_step(snakemake) -> Dataset:  # noqa: ANN001 - made by Snakemake
     """Log to the rule's log file, an error that ends the step included, and return the dataset.
 
-    An error of ours, or of the machine, is printed as its message; any other with its traceback. The log has all tracebacks but ours.
+    An error of ours, or of the machine, is printed as its message; any other with its traceback. The log has all tracebacks but ours. An
+    error of ours is not printed if Snakemake prints the log.
     """
     path = Path(snakemake.log[0])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +32,8 @@ def start_step(snakemake) -> Dataset:  # noqa: ANN001 - made by Snakemake
         expected = issubclass(kind, (SkymillError, KeyboardInterrupt))
         text = machine_error(error) or str(error) or kind.__name__
         log.error("%s", text, exc_info=None if expected else (kind, error, trace))
+        if issubclass(kind, SkymillError) and LOGS_SHOWN in os.environ:
+            return
         if expected or machine_error(error):
             print(f"{snakemake.rule}: {text}", file=sys.stderr)
         else:

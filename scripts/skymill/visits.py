@@ -125,6 +125,10 @@ def read_table_file(table: Table) -> dict[str, Values]:
     import pandas as pd
 
     path, names = table.from_file, [column.name for column in table.columns]
+    if not path.is_file():
+        raise ConfigError(
+            f"tables.{table.name}.from_file: there is no file {path}; paths are relative to the folder of the configuration"
+        )
     where = f"tables.{table.name}.from_file ({path.name})"
     try:
         if path.suffix in (".parquet", ".parq"):

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir).parent / "scripts"))
 
 from skymill.config import Dataset
 from skymill.derived import derived_files
-from skymill.driver import collect_seldom, leave_lock
+from skymill.driver import check_run, leave_lock, prepare_driver
 from skymill.errors import SkymillError, in_words
 from skymill.forecast import TileResources
 from skymill.history import finished_files, read_state
@@ -19,12 +19,11 @@ from skymill.progress import Reporter
 from skymill.retries import TILE, home_tile
 from skymill.schema import read_yaml
 from skymill.selection import select_chunks
-from skymill.slurm import replace_sacct
 
-collect_seldom()
 CONFIG_FOLDER = Path(workflow.configfiles[-1]).resolve().parent
 
 try:
+    prepare_driver(workflow, config)
     # Snakemake has merged the files and options already; reading them once more finds keys that stand twice.
     for path in workflow.configfiles:
         read_yaml(path)

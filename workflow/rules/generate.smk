@@ -8,6 +8,9 @@ The truth of the tile, <tile>.truth.json.gz, is not declared: what is known of c
 rule generate_tile:
     input:
         plan=plan_of,
+        database=lambda wildcards: ancient(
+            STATE.registration(wildcards.txn, wildcards.tile)
+        ),
         visits=ancient(expand("<results>/visits/{name}.npz", name=REGULAR)),
         maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
     output:
@@ -33,12 +36,11 @@ rule generate_tile:
         "../../scripts/generate_tile.py"
 
 
+# Without an output, it runs whenever it is asked for: what is selected may have grown.
 rule check_edges:
     input:
         visits=ancient(expand("<results>/visits/{name}.npz", name=REGULAR)),
         maps=ancient(expand("<results>/density/{name}.npy", name=MAPS)),
-    output:
-        "<results>/check_edges.txt",
     log:
         "<results>/logs/check_edges.log",
     conda:

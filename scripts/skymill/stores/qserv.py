@@ -53,6 +53,7 @@ class QservStore:
 
     def __init__(self, dataset: Dataset, root: Path):
         self.dataset = dataset
+        self.root = root
         self.name = dataset.database
         self.options = options = dataset.config["ingest"].get("qserv", {})
         for key in ("url", *(["base_url"] if options.get("send") == "http" else [])):
@@ -340,7 +341,7 @@ class QservStore:
         return counts
 
     def check(self) -> list[tuple[str, bool, str]]:
-        return check_server(self.client, self.dataset)
+        return check_server(self.client, self.dataset, self.root)
 
 
 def _read_key(name: str, source: Mapping | None, folder: Path) -> str | None:
@@ -351,7 +352,7 @@ def _read_key(name: str, source: Mapping | None, folder: Path) -> str | None:
         where = f"ingest.qserv.{name}.env: the environment variable {source['env']}"
         key = os.environ.get(source["env"])
         if key is None:
-            raise SkymillError(f"{where} is not set; set it, or name another")
+            raise SkymillError(f"{where} is not set; say `export {source['env']}=...`, or name another")
     else:
         where = f"ingest.qserv.{name}.file: {folder / source['file']}"
         try:

@@ -8,10 +8,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from ..config import Dataset
 from ..derived import QSERV_COLUMN, database_config, loaded_tables, table_config
 from ..errors import SkymillError
+from ..files import read_json
 from .qserv_http import QservClient, QservRefusal, find_database
 from .qserv_load import address
 
@@ -97,10 +99,17 @@ def refuse_strangers(transactions: list[dict], database: str, fingerprint: str) 
             )
 
 
-def check_server(client: QservClient, dataset: Dataset) -> list[tuple[str, bool, str]]:
+def check_server(client: QservClient, dataset: Dataset, root: Path) -> list[tuple[str, bool, str]]:
     """Whether a server can be used for a dataset, without changing anything: question, answer, detail.
 
-    Nothing is tried again here: who asks wants to know how it is now.
+    Nothing is tried again here: who asks wants to know how it is now. Without a controller that answers nothing else is asked.
+
+    Parameters
+    ----------
+    client : `QservClient`
+    dataset : `Dataset`
+    root : `pathlib.Path`
+        ``results/<database>``: what it records as committed may be published.
     """
     once = copy.copy(client)
     once.patience_s = 0.0
@@ -108,7 +117,7 @@ def check_server(client: QservClient, dataset: Dataset) -> list[tuple[str, bool,
         "the controller answers": lambda: f"{once.url}, version {once.check_version()}",
         **{f"{key} is accepted": functools.partial(_check_key, once, key) for key in once.key_names},
         "the workers answer, and accept the key": functools.partial(_check_workers, once),
-        f"the database {dataset.database} fits": functools.partial(_check_database, once, dataset),
+        f"the database {dataset.database} fits": functools.partial(_check_database, once, dataset, root),
     }
     answers = []
     for question, answer in questions.items():
@@ -116,6 +125,8 @@ def check_server(client: QservClient, dataset: Dataset) -> list[tuple[str, bool,
             answers.append((question, True, answer()))
         except SkymillError as error:
             answers.append((question, False, str(error)))
+            if len(answers) == 1:
+                break
     return answers
 
 
@@ -158,7 +169,7 @@ def able_workers(server: Mapping) -> dict[str, str]:
     )
 
 
-def _check_database(client: QservClient, dataset: Dataset) -> str:
+def _check_database(client: QservClient, dataset: Dataset, root: Path) -> str:
     server, name = client.server(), dataset.database
     refuse_misfits(server, dataset)
     found = find_database(server, name)
@@ -169,4 +180,11 @@ def _check_database(client: QservClient, dataset: Dataset) -> str:
     states = collections.Counter(transaction["state"] for transaction in transactions)
     listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
     state = "published, and so frozen" if found["is_published"] else "not published"
+    recorded = {read_json(path)["id"] for path in (root / "ingest" / "transactions").glob("*.committed.json")}
+    foreign = [str(t["id"]) for t in transactions if t["state"] == "FINISHED" and str(t["id"]) not in recorded]
+    if found["is_published"] and (foreign or not recorded):
+        raise SkymillError(
+            f"the Qserv database {name} is {state}; {root / 'ingest'} records nothing of its commits (transactions: {listed}), so that they "
+            f"would be loaded anew, which is refused: {REMEDY}"
+        )
     return f"{state}, {len(found['tables'])} tables, transactions: {listed}"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from . import facts
-from .columns import Column, Rows, Values, concatenate
+from .columns import Column, Rows, Values
 from .config import Dataset, Table
 from .errors import SkymillError
 from .facts import Fact, table_facts
@@ -26,6 +26,7 @@ from .pairs import count_pairs
 from .retries import home_tile
 from .rowhash import RowHasher, add_hashes, hash_placed
 from .tally import Tally, make_taker
+from .textfile import concatenate
 
 log = logging.getLogger("skymill.truth")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LF = 10
 
+#: Rows that are located at a time.
+BLOCK_ROWS = 1 << 16
 #: Bytes of rows that are moved at a time: small enough for the processor's cache.
 BLOCK_BYTES = 1 << 19
 #: The same without the kernels: each block costs time of its own.
@@ -30,20 +32,20 @@ ARROW_BLOCK_BYTES = 1 << 25
 MAPPED_BYTES = 1 << 21
 
 
-def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def overlap_rows(chunker: Chunker, chunk: int, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Which rows go to the overlap file of a chunk.
 
     Parameters
     ----------
     chunker : `Chunker`
     chunk : `int`
-    places : `numpy.ndarray` of `skymill.places.PLACE`
-        Places of the chunk's own rows and, behind them, of its neighbours'.
+    parts : sequence of `numpy.ndarray` of `skymill.places.PLACE`
+        Places of the chunk's own rows and of its neighbours'.
 
     Returns
     -------
     row : `numpy.ndarray`, int64
-        Indices into ``places``, ordered by sub-chunk, home chunk, box and row.
+        Indices into the parts, one behind the other, ordered by sub-chunk, home chunk, box and row.
     sub_chunk : `numpy.ndarray`, int32
         The sub-chunk whose overlap holds the row.
 
@@ -52,17 +54,26 @@ def overlap_rows(chunker: Chunker, chunk: int, places: np.ndarray) -> tuple[np.n
     SkymillError
         If the locator does not find a row where its chunkId and subChunkId say.
     """
-    home, home_sub_chunk, overlap = chunker.locate_overlap(
-        np.ascontiguousarray(places["ra_deg"]), np.ascontiguousarray(places["dec_deg"])
-    )
-    wrong = np.flatnonzero((home != places["chunk"]) | (home_sub_chunk != places["sub_chunk"]))
-    if len(wrong):
-        raise SkymillError(
-            f"chunk {chunk}: {len(wrong)} generated rows do not lie where their chunkId and subChunkId say; please report this"
+    if sum(map(len, parts)) <= BLOCK_ROWS:
+        parts = [np.concatenate(parts)]
+    found, before = [], 0
+    for places in (part[start : start + BLOCK_ROWS] for part in parts for start in range(0, len(part), BLOCK_ROWS)):
+        home, home_sub_chunk, overlap = chunker.locate_overlap(
+            np.ascontiguousarray(places["ra_deg"]), np.ascontiguousarray(places["dec_deg"])
         )
-    mine = overlap.chunk == chunk
-    row, sub_chunk = overlap.row[mine], overlap.sub_chunk[mine]
-    order = np.lexsort((row, places["chunk"][row], sub_chunk))
+        wrong = np.count_nonzero((home != places["chunk"]) | (home_sub_chunk != places["sub_chunk"]))
+        if wrong:
+            raise SkymillError(
+                f"chunk {chunk}: {wrong} generated rows do not lie where their chunkId and subChunkId say; please report this"
+            )
+        mine = overlap.chunk == chunk
+        row = overlap.row[mine]
+        found.append((row + before, overlap.sub_chunk[mine], home[row]))
+        before += len(places)
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.int32)
+    row, sub_chunk, home = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((row, home, sub_chunk))
     return row[order], sub_chunk[order]
 
 
@@ -95,7 +106,7 @@ def write_overlap(chunker: Chunker, chunk: int, sources: Mapping[Path, int], tar
         raise SkymillError(
             f"{source}: it holds rows of other chunks than {chunk}; run again, and if it stays so, remove {source.parent} first"
         )
-    row, sub_chunk = overlap_rows(chunker, chunk, np.concatenate([home, halo]))
+    row, sub_chunk = overlap_rows(chunker, chunk, (home, halo))
     digest, size = hashlib.sha256(), 0
     if len(row):
         texts = [_Source(path, places) for path, places in zip(sources, (home, halo), strict=True) if len(places)]

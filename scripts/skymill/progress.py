@@ -308,6 +308,8 @@ class Reporter:
         first = progress.sample()
         line.add(first)
         took = time.monotonic() - first.time
+        if screen:
+            screen.show(f"skymill: {line.text()}")
         # Looking must not become the work: on a slow file system it is done less often.
         while not self._wait(max(interval, 20 * took), screen):
             start = time.monotonic()

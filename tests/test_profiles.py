@@ -132,15 +132,25 @@ class Sleeper(Generator):
         # The plan makes a sample of rows first, which must not sleep.
         if mark.exists() and Path("results/smallsky/ingest/plan_0.json").exists():
             mark.rename(mark.with_suffix(".asleep"))
-            time.sleep(6)
+            until = time.monotonic() + 120
+            while time.monotonic() < until and not mark.with_suffix(".awake").exists():
+                time.sleep(0.1)
         return random.random(rows.count)
 """
 
 
-def recover(folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*MAKE, "recover", f"DIRECTORY={folder}"], cwd=PROJECT, capture_output=True, text=True, timeout=120
-    )
+def recover(folder: Path, awake: Path | None = None) -> subprocess.CompletedProcess:
+    """Run ``make recover``; once it waits for a job, wake that job by making the file ``awake``."""
+    command = [*MAKE, "recover", f"DIRECTORY={folder}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=PROJECT, stdout=pipe, stderr=pipe, text=True) as process:
+        told = ""
+        while awake and "waiting for" not in told and (line := process.stdout.readline()):
+            told += line
+        if awake:
+            awake.touch()
+        out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, told + out, err)
 
 
 def test_recover_waits_for_what_has_outlived_snakemake_and_unlocks(tmp_path):
@@ -166,7 +176,7 @@ def test_recover_waits_for_what_has_outlived_snakemake_and_unlocks(tmp_path):
         assert refused.returncode != 0 and f"process {driver.pid}" in refused.stderr and driver.poll() is None
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    done = recover(tmp_path)
+    done = recover(tmp_path, awake=mark.with_suffix(".awake"))
     assert done.returncode == 0, done.stderr
     assert "waiting for 1 jobs" in done.stdout and "unlocked the directory" in done.stdout
     snakemake(tmp_path, config=path)

@@ -31,9 +31,9 @@ from skymill.truth import ChunkTruth, TileTruth, TruthTaker, keep_truth, known_c
 from skymill.visits import load_visits
 
 
-def stored_values(rows: Rows, chunk: int) -> dict[str, Values]:
+def stored_values(rows: Rows) -> dict[str, Values]:
     """The columns of rows as they are stored, chunkId and subChunkId included."""
-    return {**rows.columns, "chunkId": np.full(rows.count, chunk, np.int32), "subChunkId": rows.sub_chunk}
+    return {**rows.columns, "chunkId": np.full(rows.count, rows.chunk, np.int32), "subChunkId": rows.sub_chunk}
 
 
 def generate_chunk(
@@ -78,8 +78,8 @@ def generate_chunk(
         streams: dict[tuple[str, int], BoxStreams] = {}
         places = []
         for rows in maker.director_blocks(director, chunk, boxes):
-            files[director.name].add(stored_values(rows, chunk))
-            places.append(places_of(rows, slice(None)))
+            files[director.name].add(stored_values(rows))
+            places.append(places_of(rows))
             if truth is not None:
                 truth.add_director(rows)
             for child in children:
@@ -87,19 +87,18 @@ def generate_chunk(
                 if key not in streams:
                     streams[key] = BoxStreams(maker.dataset.seed, child, chunk, rows.box)
                 for child_rows in maker.child_blocks(child, rows, streams[key]):
-                    files[child.name].add(stored_values(child_rows, chunk))
+                    files[child.name].add(stored_values(child_rows))
                     if truth is not None:
                         truth.add_child(child, child_rows)
         halo_places = []
         if halo:
             halo_name = f"{director.name}_halo"
             files[halo_name] = open_table(director, "_halo", row_ends=True)
-            for rows, reaching in maker.halo_blocks(director, chunk):
-                values = stored_values(rows, rows.chunk)
-                files[halo_name].add({name: column[reaching] for name, column in values.items()})
-                halo_places.append(places_of(rows, reaching))
+            for rows in maker.halo_blocks(director, chunk):
+                files[halo_name].add(stored_values(rows))
+                halo_places.append(places_of(rows))
                 if truth is not None:
-                    truth.add_halo(rows, reaching)
+                    truth.add_halo(rows)
     if halo:
         save_places(files[director.name].path, places, files[director.name].row_ends)
         save_places(files[halo_name].path, halo_places, files[halo_name].row_ends)

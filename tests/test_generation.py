@@ -364,7 +364,7 @@ def assert_halos(maker, stripes, objects):
     expected = np.unique(np.stack([overlap.chunk[outside], objects["objectId"][overlap.row[outside]]]), axis=1)
     total = 0
     for chunk in chunks_of(chunker, stripes):
-        found = [rows.columns["objectId"][reaching] for rows, reaching in maker.halo_blocks(table, chunk)]
+        found = [rows.columns["objectId"] for rows in maker.halo_blocks(table, chunk)]
         found = np.concatenate(found) if found else np.empty(0, np.int64)
         assert np.array_equal(np.sort(found), expected[1][expected[0] == chunk]), chunk
         total += len(found)

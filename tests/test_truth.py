@@ -359,8 +359,8 @@ def truth_of(dataset: Dataset, chunk: int) -> dict:
         box = streams.setdefault(rows.box, BoxStreams(dataset.seed, child, chunk, rows.box))
         for part in maker.child_blocks(child, rows, box):
             truth.add_child(child, part)
-    for rows, reaching in maker.halo_blocks(director, chunk):
-        truth.add_halo(rows, reaching)
+    for rows in maker.halo_blocks(director, chunk):
+        truth.add_halo(rows)
     return truth.facts()
 
 

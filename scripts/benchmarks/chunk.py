@@ -47,14 +47,14 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
         return _rows(RowMaker(dataset, densities, visits), director)
 
     held = make_rows()
-    values = sum(len(rows) * len(table.stored_columns) for table in tables for rows, _ in held[table.name])
-    values += sum(len(chosen) * len(director.stored_columns) for _, chosen in held["halo"])
+    widths = {"halo": len(director.stored_columns)} | {table.name: len(table.stored_columns) for table in tables}
+    values = sum(widths[name] * len(rows["chunkId"]) for name, blocks in held.items() for rows in blocks)
     frames = {table.name: _frame(table, held[table.name]) for table in tables}
 
     def write_own() -> None:
         for table in tables:
             with TableFile(written / f"{table.name}.csv", table.stored_columns) as file:
-                for rows, _ in held[table.name]:
+                for rows in held[table.name]:
                     file.add(rows)
 
     made: dict = {}
@@ -98,10 +98,13 @@ def measure_chunk(folder: Path) -> Iterator[tuple[str, dict]]:
     }
     rounds: list[dict[str, float]] = []
     for number in range(RUNS + 1):
-        shutil.rmtree(generated, ignore_errors=True)
         shutil.rmtree(partitioned, ignore_errors=True)
+        rounds.append({})
         # The slower library is asked once.
-        rounds.append({name: timed(part) for name, part in (parts | arrow if not number else parts).items()})
+        for name, part in (parts | arrow if not number else parts).items():
+            if name in ("plain", "generate"):  # new files, as in a run
+                shutil.rmtree(generated, ignore_errors=True)
+            rounds[-1][name] = timed(part)
         (written / "polars.csv").unlink()
     shutil.rmtree(generated)
     shutil.rmtree(partitioned)
@@ -159,7 +162,7 @@ def _figures(rounds: list[dict[str, float]], library: str, values: int, made: di
 
 
 def _rows(maker, director) -> dict[str, list]:  # noqa: ANN001
-    """Rows of each table of the chunk as (columns as they are stored, None), and the halo as (columns, indices of those that are kept)."""
+    """Rows of each table of the chunk and of the halo, block by block, as they are stored."""
     from generate_tile import stored_values
     from skymill.rowmaker import BoxStreams
 
@@ -167,23 +170,14 @@ def _rows(maker, director) -> dict[str, list]:  # noqa: ANN001
     made: dict[str, list] = {name: [] for name in (director.name, "halo", *(child.name for child in children))}
     streams: dict[tuple[str, int], BoxStreams] = {}
     for rows in maker.director_blocks(director, CHUNK):
-        made[director.name].append((_Block(stored_values(rows, CHUNK)), None))
+        made[director.name].append(stored_values(rows))
         for child in children:
             key = (child.name, rows.box)
             if key not in streams:
                 streams[key] = BoxStreams(maker.dataset.seed, child, CHUNK, rows.box)
-            made[child.name] += [
-                (_Block(stored_values(part, CHUNK)), None) for part in maker.child_blocks(child, rows, streams[key])
-            ]
-    made["halo"] = list(maker.halo_blocks(director, CHUNK))
+            made[child.name] += map(stored_values, maker.child_blocks(child, rows, streams[key]))
+    made["halo"] += map(stored_values, maker.halo_blocks(director, CHUNK))
     return made
-
-
-class _Block(dict):
-    """The columns of a block; its length is the number of rows."""
-
-    def __len__(self) -> int:
-        return len(self["chunkId"])
 
 
 def _frame(table, blocks: list):  # noqa: ANN001, ANN202 - polars is imported only here
@@ -192,7 +186,7 @@ def _frame(table, blocks: list):  # noqa: ANN001, ANN202 - polars is imported on
 
     from skymill.textfile import _series
 
-    parts = [pl.DataFrame({c.name: _series(c, rows[c.name]) for c in table.stored_columns}) for rows, _ in blocks]
+    parts = [pl.DataFrame({c.name: _series(c, rows[c.name]) for c in table.stored_columns}) for rows in blocks]
     return pl.concat(parts).rechunk()
 
 

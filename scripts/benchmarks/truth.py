@@ -32,12 +32,12 @@ def make_rows(dataset: Dataset, chunks: list[int]) -> dict[int, list[tuple]]:
         events = made[chunk] = []
         streams = {}
         for rows in maker.director_blocks(director, chunk):
-            events.append(("home", director, rows, None))
+            events.append(("home", director, rows))
             for child in dataset.children_of("Object"):
                 key = (child.name, rows.box)
                 box = streams.setdefault(key, BoxStreams(dataset.seed, child, chunk, rows.box))
-                events += [("child", child, part, None) for part in maker.child_blocks(child, rows, box)]
-        events += [("halo", director, rows, reaching) for rows, reaching in maker.halo_blocks(director, chunk)]
+                events += [("child", child, part) for part in maker.child_blocks(child, rows, box)]
+        events += [("halo", director, rows) for rows in maker.halo_blocks(director, chunk)]
     return made
 
 
@@ -49,13 +49,12 @@ def write_rows(made: dict[int, list[tuple]], folder: Path) -> None:
     folder.mkdir()
     for chunk, events in made.items():
         files: dict[tuple[str, str], TableFile] = {}
-        for kind, table, rows, reaching in events:
+        for kind, table, rows in events:
             key = (table.name, kind)
             if key not in files:
                 path = folder / f"{chunk}_{table.name}_{kind}.csv"
                 files[key] = TableFile(path, table.stored_columns, row_ends=kind != "child")
-            values = stored_values(rows, rows.chunk)
-            files[key].add(values if reaching is None else {n: part[reaching] for n, part in values.items()})
+            files[key].add(stored_values(rows))
         for file in files.values():
             with file:
                 pass
@@ -69,13 +68,13 @@ def take_truth(dataset: Dataset, made: dict[int, list[tuple]], folder: Path) -> 
     taker, tile = TruthTaker(dataset), TileTruth()
     for chunk, events in made.items():
         truth = taker.chunk(dataset.tables["Object"], chunk)
-        for kind, table, rows, reaching in events:
+        for kind, table, rows in events:
             if kind == "home":
                 truth.add_director(rows)
             elif kind == "child":
                 truth.add_child(table, rows)
             else:
-                truth.add_halo(rows, reaching)
+                truth.add_halo(rows)
         tile.add(chunk, truth.facts(), {})
     tile.write(folder / "truth.json.gz", {})
 

@@ -285,11 +285,13 @@ class Chunker:
         ra_max[ra_max > 360.0 - EPSILON_DEG] = 360.0
         left = np.flatnonzero(ra < ra_min + alpha)
         right = np.flatnonzero(ra > ra_max - alpha)
-        found = [self._across(ra, below, sub_stripe[below] - 1), self._across(ra, above, sub_stripe[above] + 1)]
-        for rows, step in ((left, -1), (right, 1)):
-            count = self._sub_chunks_in_stripe[sub_stripe[rows]]
-            rows, count = rows[count > 1], count[count > 1]
-            found.append((rows, sub_stripe[rows], (along[rows] + step) % count))
+        beside = np.concatenate([sub_stripe[below] - 1, sub_stripe[above] + 1])
+        across = self._across(ra, np.concatenate([below, above]), beside)
+        rows, turned = np.concatenate([left, right]), np.concatenate([along[left] - 1, along[right] + 1])
+        count = self._sub_chunks_in_stripe[sub_stripe[rows]]
+        if len(count) and count.min() == 1:
+            rows, turned, count = rows[count > 1], turned[count > 1], count[count > 1]
+        found = (across, (rows, sub_stripe[rows], turned % count))
         rows, sub_stripes, alongs = (np.concatenate(column) for column in zip(*found, strict=True))
         order = np.argsort(rows, kind="stable")
         return Placements(rows[order] + offset, *self._ids(sub_stripes[order], alongs[order].astype(np.int32)))

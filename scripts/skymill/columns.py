@@ -94,6 +94,12 @@ class Rows:
     visits: dict[str, Values] | None = None
     filters: tuple[str, ...] = ()
 
+    def chosen(self, indices: np.ndarray) -> Rows:
+        """Some complete rows of a director, without their overlap."""
+        columns = {name: values[indices] for name, values in self.columns.items()}
+        ra, dec, sub_chunk = (values[indices] for values in (self.ra_deg, self.dec_deg, self.sub_chunk))
+        return Rows(len(indices), self.first, self.chunk, self.box, columns, ra, dec, sub_chunk)
+
 
 class Generator:
     """Fills columns; the base of all generators, those of a user's own module included.

@@ -105,9 +105,10 @@ def count_pairs(
     """
     limits = [chord_squared(radius) for radius in radii_deg]
     counts, candidates = np.zeros(len(limits), dtype=np.int64), 0
-    for band in _bands(ra_deg, dec_deg, other_ra_deg, other_dec_deg, max(radii_deg)):
+    for mine, *band in _bands(ra_deg, dec_deg, other_ra_deg, other_dec_deg, max(radii_deg)):
         left = None if most_candidates is None else most_candidates - candidates
-        found, compared = _count_band(_vectors(*band[:2]), _vectors(*band[2:]), limits, left)
+        vectors = _vectors(*band)
+        found, compared = _count_band(vectors[:, :mine], vectors[:, mine:], limits, left)
         candidates += compared
         if most_candidates is not None and candidates > most_candidates:
             return None
@@ -117,11 +118,14 @@ def count_pairs(
 
 def _bands(
     ra_deg: np.ndarray, dec_deg: np.ndarray, other_ra_deg: np.ndarray, other_dec_deg: np.ndarray, radius_deg: float
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Points in bands of declination, each with all others that may be near; a pair across two bands is met in both."""
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Points in bands of declination: how many they are, and the places of them and of all others that may be near.
+
+    A pair across two bands is met in both.
+    """
     if len(ra_deg) <= BAND_POINTS:
         if len(ra_deg):
-            yield ra_deg, dec_deg, other_ra_deg, other_dec_deg
+            yield len(ra_deg), np.concatenate([ra_deg, other_ra_deg]), np.concatenate([dec_deg, other_dec_deg])
         return
     order = np.argsort(dec_deg)
     dec = dec_deg[order]
@@ -130,13 +134,12 @@ def _bands(
         # A little more than the radius, for what is rounded.
         low, high = dec[start] - radius_deg - 1e-9, dec[stop - 1] + radius_deg + 1e-9
         first, last = np.searchsorted(dec, (low, high))
-        mine, beside = order[start:stop], np.concatenate([order[first:start], order[stop:last]])
+        chosen = np.concatenate([order[start:stop], order[first:start], order[stop:last]])
         near = np.flatnonzero((other_dec_deg >= low) & (other_dec_deg <= high))
         yield (
-            ra_deg[mine],
-            dec_deg[mine],
-            np.concatenate([ra_deg[beside], other_ra_deg[near]]),
-            np.concatenate([dec_deg[beside], other_dec_deg[near]]),
+            stop - start,
+            np.concatenate([ra_deg[chosen], other_ra_deg[near]]),
+            np.concatenate([dec_deg[chosen], other_dec_deg[near]]),
         )
 
 

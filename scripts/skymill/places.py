@@ -17,13 +17,11 @@ from .files import written_aside
 PLACE = np.dtype([("chunk", "<i4"), ("sub_chunk", "<i4"), ("ra_deg", "<f8"), ("dec_deg", "<f8"), ("end", "<i8")])
 
 
-def places_of(rows: Rows, chosen: slice | np.ndarray) -> np.ndarray:
-    """The places of some rows of a block, still without their ``end``."""
-    ra = rows.ra_deg[chosen]
-    places = np.zeros(len(ra), dtype=PLACE)
-    places["chunk"] = rows.chunk
-    places["sub_chunk"] = rows.sub_chunk[chosen]
-    places["ra_deg"], places["dec_deg"] = ra, rows.dec_deg[chosen]
+def places_of(rows: Rows) -> np.ndarray:
+    """The places of the rows of a block, still without their ``end``."""
+    places = np.zeros(rows.count, dtype=PLACE)
+    places["chunk"], places["sub_chunk"] = rows.chunk, rows.sub_chunk
+    places["ra_deg"], places["dec_deg"] = rows.ra_deg, rows.dec_deg
     return places
 
 

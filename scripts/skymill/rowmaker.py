@@ -259,15 +259,15 @@ class RowMaker:
         for number in sorted(chunk_boxes(self.chunker, chunk)) if boxes is None else boxes:
             yield from self._box_blocks(table, chunk, number) if number == INNER else self._edge(table, chunk, number)
 
-    def halo_blocks(self, table: Table, chunk: int) -> Iterator[tuple[Rows, np.ndarray]]:
-        """Rows of neighbours that are in a chunk's overlap: blocks of complete rows, and the indices of those that are."""
+    def halo_blocks(self, table: Table, chunk: int) -> Iterator[Rows]:
+        """Complete rows of neighbours that are in a chunk's overlap."""
         for neighbour, number in halo_boxes(self.chunker, chunk):
             for rows in self._edge(table, neighbour, number):
                 if rows.overlap is None:
                     rows.overlap = self.chunker.locate_overlap(rows.ra_deg, rows.dec_deg)[2]
                 reaching = np.unique(rows.overlap.row[rows.overlap.chunk == chunk])
                 if len(reaching):
-                    yield rows, reaching
+                    yield rows.chosen(reaching)
 
     def _box_blocks(self, table: Table, chunk: int, number: int) -> Iterator[Rows]:
         """Complete rows of a director in a box."""

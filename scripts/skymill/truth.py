@@ -12,6 +12,8 @@ import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
+from operator import ior
 from pathlib import Path
 
 import numpy as np
@@ -101,11 +103,9 @@ class ChunkTruth:
         for block in self._waiting.add(rows.columns, rows.ra_deg, rows.dec_deg, rows.sub_chunk):
             self._take_director(*block)
 
-    def add_halo(self, rows: Rows, reaching: np.ndarray) -> None:
-        """Take rows of neighbours that are in the chunk's overlap: those with the indices ``reaching``."""
-        columns = {name: values[reaching] for name, values in rows.columns.items()}
-        places = (values[reaching] for values in (rows.ra_deg, rows.dec_deg, rows.sub_chunk))
-        for block in self._waiting.add(columns, *places):
+    def add_halo(self, rows: Rows) -> None:
+        """Take rows of neighbours that are in the chunk's overlap."""
+        for block in self._waiting.add(rows.columns, rows.ra_deg, rows.dec_deg, rows.sub_chunk):
             self._take_director(*block)
 
     def add_child(self, child: Table, rows: Rows) -> None:
@@ -246,16 +246,13 @@ class TileTruth:
 
     def names(self) -> dict[str, list[str]]:
         """The names of all facts of each table."""
-        return {
-            name: list(dict.fromkeys(fact for values in chunks.values() for fact in values))
-            for name, chunks in self.tables.items()
-        }
+        return {name: list(reduce(ior, chunks.values(), {})) for name, chunks in self.tables.items()}
 
     def write(self, path: Path, head: Mapping) -> None:
         """Write the file, aside first; ``head`` says what it belongs to."""
         tables = {}
-        for name, chunks in self.tables.items():
-            names = dict.fromkeys(fact for values in chunks.values() for fact in values)
+        for name, names in self.names().items():
+            chunks = self.tables[name]
             columns = {fact: [values.get(fact) for values in chunks.values()] for fact in names}
             tables[name] = {"chunks": list(chunks), "facts": columns}
         content = {**head, "format": FORMAT, "tables": tables, "sha256": self.hashes}

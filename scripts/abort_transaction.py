@@ -1,7 +1,8 @@
 """Abort an attempt of a transaction that was marked as poisoned, so that the next attempt can load its chunks again.
 
-Waits until no job works on a tile of the transaction, aborts it in the store, removes its sentinels and manifests, and writes
-``ingest/transactions/<txn>.aborted.<attempt>.json``. Fails if the store cannot abort it; then the next run tries again.
+Waits until no job works on a tile of the transaction, aborts it in the store, removes its sentinels and manifests, and
+writes ``ingest/transactions/<txn>.aborted.<attempt>.json``. Fails if the store cannot abort it; then the next run tries
+again.
 """
 
 import contextlib

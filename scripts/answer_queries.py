@@ -1,7 +1,7 @@
 """Run the load test on the embedded store once, and compare the answers with those expected.
 
-Reads ``queries/queries.yaml`` and the files beside it. Writes ``queries/answers.json``: class, parameters, seconds, whether the answer was right. Fails
-if one was not, with the query, the answer expected and the one found.
+Reads ``queries/queries.yaml`` and the files beside it. Writes ``queries/answers.json``: class, parameters, seconds,
+whether the answer was right. Fails if one was not, with the query, the answer expected and the one found.
 """
 
 import csv
@@ -37,7 +37,8 @@ def answer(dataset: Dataset, database: Path, folder: Path) -> list[dict]:
     Returns
     -------
     answers : `list` [`dict`]
-        Class, parameters, seconds, and whether it was right; if not, also the query, what was expected and what was found.
+        Class, parameters, seconds, and whether it was right; if not, also the query, what was expected and what was
+        found.
     """
     content = yaml.load((folder / "queries.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     by_file = read_files(folder)

@@ -1,7 +1,7 @@
 """Check that the edges of chunks, made alone, equal the edges of the complete chunks, row for row.
 
-For every selected chunk and director it makes the edge boxes alone, in a fresh state, and compares them with the rows that the complete
-chunk has in these boxes. Writes ``check_edges.txt``. Fails with the chunks that differ.
+For every selected chunk and director it makes the edge boxes alone, in a fresh state, and compares them with the rows
+that the complete chunk has in these boxes. Writes ``check_edges.txt``. Fails with the chunks that differ.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """See that all chunks of a transaction are partitioned; without a store that is the end of the way.
 
-Reads the plan and the manifests of its tiles; writes ``partitioned/<txn>.json``. Fails if a chunk is missing because it has failed.
+Reads the plan and the manifests of its tiles; writes ``partitioned/<txn>.json``. Fails if a chunk is missing because it
+has failed.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Commit a transaction: all its tiles are loaded, and from now on they are final.
 
-Reads the plan and the manifests of its tiles; writes ``ingest/transactions/<txn>.committed.json``, and removes bulk files that a killed run
-has left behind. Fails if a chunk is missing because it has failed, a manifest belongs to another attempt, or the store refuses.
+Reads the plan and the manifests of its tiles; writes ``ingest/transactions/<txn>.committed.json``, and removes bulk
+files that a killed run has left behind. Fails if a chunk is missing because it has failed, a manifest belongs to
+another attempt, or the store refuses.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """Convert a density map to what the tile jobs read: float64, nested order, rows per square degree, as ``.npy``.
 
-Reads the map that the configuration names (``.npy`` or ``.fits``). Fails if its length is not that of a HEALPix map, or a value is negative
-or not finite.
+Reads the map that the configuration names (``.npy`` or ``.fits``). Fails if its length is not that of a HEALPix map, or
+a value is negative or not finite.
 """
 
 from pathlib import Path

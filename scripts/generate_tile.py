@@ -1,21 +1,23 @@
 """Generate a tile: for each chunk a CSV file of each table, and the halo of each director.
 
 Reads the chunk ids of the tile from the plan, the visits, and density maps. Writes, for each chunk and table,
-``chunk_<id>_<Table>.csv``; for each director also ``chunk_<id>_<Table>_halo.csv`` (rows of neighbours in its overlap), and beside
-both a small binary file of places (``.places.npy``, see `skymill.places`). Rows already end with their chunkId and subChunkId, so that
-partitioning need not move them again. A table without rows in a chunk has no file. Facts of all rows are taken on the way and written as the
-tile's truth, see `skymill.truth`. Last comes the manifest.
+``chunk_<id>_<Table>.csv``; for each director also ``chunk_<id>_<Table>_halo.csv`` (rows of neighbours in its overlap),
+and beside both a small binary file of places (``.places.npy``, see `skymill.places`). Rows already end with their
+chunkId and subChunkId, so that partitioning need not move them again. A table without rows in a chunk has no file.
+Facts of all rows are taken on the way and written as the tile's truth, see `skymill.truth`. Last comes the manifest.
 
-A chunk that fails, because a user's generator makes what it should not, does not stop the others: see `skymill.failures`. Fails if all of
-them fail, or the disk is full; files then have not taken their names.
+A chunk that fails, because a user's generator makes what it should not, does not stop the others: see
+`skymill.failures`. Fails if all of them fail, or the disk is full; files then have not taken their names.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from skymill.blocks import Joiner
 from skymill.columns import Rows, Values
 from skymill.config import Dataset, Table
 from skymill.density import HealpixDensity
@@ -69,40 +71,49 @@ def generate_chunk(
     children = maker.dataset.children_of(director.name)
     with contextlib.ExitStack() as stack:
 
-        def open_table(table: Table, suffix: str = "", row_ends: bool = False) -> TableFile:
+        def open_table(table: Table, take: Callable[[Rows], None] | None, suffix: str = "") -> _Output:
             path = folder / f"chunk_{chunk}_{table.name}{suffix}.csv"
-            return stack.enter_context(TableFile(path, table.stored_columns, row_ends))
+            has_places = halo and table is director
+            return _Output(stack.enter_context(TableFile(path, table.stored_columns, has_places)), has_places, take)
 
-        files = {director.name: open_table(director, row_ends=halo)}
-        files |= {child.name: open_table(child) for child in children}
+        outputs = {director.name: open_table(director, truth and truth.add_director)}
+        outputs |= {child.name: open_table(child, truth and partial(truth.add_child, child)) for child in children}
         streams: dict[tuple[str, int], BoxStreams] = {}
-        places = []
         for rows in maker.director_blocks(director, chunk, boxes):
-            files[director.name].add(stored_values(rows))
-            places.append(places_of(rows))
-            if truth is not None:
-                truth.add_director(rows)
+            outputs[director.name].add(rows)
             for child in children:
                 key = (child.name, rows.box)
                 if key not in streams:
                     streams[key] = BoxStreams(maker.dataset.seed, child, chunk, rows.box)
                 for child_rows in maker.child_blocks(child, rows, streams[key]):
-                    files[child.name].add(stored_values(child_rows))
-                    if truth is not None:
-                        truth.add_child(child, child_rows)
-        halo_places = []
+                    outputs[child.name].add(child_rows)
+        for output in outputs.values():
+            output.flush()
         if halo:
-            halo_name = f"{director.name}_halo"
-            files[halo_name] = open_table(director, "_halo", row_ends=True)
+            output = outputs[f"{director.name}_halo"] = open_table(director, truth and truth.add_halo, "_halo")
             for rows in maker.halo_blocks(director, chunk):
-                files[halo_name].add(stored_values(rows))
-                halo_places.append(places_of(rows))
-                if truth is not None:
-                    truth.add_halo(rows)
-    if halo:
-        save_places(files[director.name].path, places, files[director.name].row_ends)
-        save_places(files[halo_name].path, halo_places, files[halo_name].row_ends)
-    return files
+                output.add(rows)
+            output.flush()
+    for output in outputs.values():
+        if output.places:
+            save_places(output.file.path, output.places, output.file.row_ends)
+    return {name: output.file for name, output in outputs.items()}
+
+
+class _Output(Joiner):
+    """Writes rows to a file, small blocks joined; keeps their places if need be, and gives them to the truth."""
+
+    def __init__(self, file: TableFile, has_places: bool, take: Callable[[Rows], None] | None):
+        super().__init__(self._write)
+        self.file, self._has_places, self._give = file, has_places, take
+        self.places: list[np.ndarray] = []
+
+    def _write(self, rows: Rows) -> None:
+        self.file.add(stored_values(rows))
+        if self._has_places:
+            self.places.append(places_of(rows))
+        if self._give:
+            self._give(rows)
 
 
 def generate_tile(
@@ -173,7 +184,8 @@ def main(snakemake) -> None:  # noqa: ANN001 - made by Snakemake
     with lock(Path(snakemake.params.lock)):
         chunks = own_chunks(results, name, tile).tolist()
         if dataset.config["ingest"]["store"] != "none" and not any(dataset.config["keep"].values()):
-            # What is loaded need not be made again, where a job before this one was killed and its files are gone; its truth is kept.
+            # What is loaded need not be made again, where a job before this one was killed and its files are gone; its
+            # truth is kept.
             loaded = loaded_chunks(results, name, tile, present_id(results, name)).keys()
             known = known_chunks(results, name, tile) if loaded else set()
             chunks = [chunk for chunk in chunks if chunk not in loaded or chunk not in known]

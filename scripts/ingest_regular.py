@@ -1,7 +1,7 @@
 """Load the regular tables, whole, in the first transaction.
 
-Reads ``visits/<Table>.csv`` and the started transaction; writes ``ingest/<txn>/regular.json``. Fails if the store has other rows than
-were sent.
+Reads ``visits/<Table>.csv`` and the started transaction; writes ``ingest/<txn>/regular.json``. Fails if the store has
+other rows than were sent.
 """
 
 from pathlib import Path

@@ -1,12 +1,13 @@
 """Load a tile: send the files of each chunk to the store, and write its sentinel.
 
-Reads the manifest of partitioning and the started transaction. For each chunk without a sentinel that counts (one that holds the
-id of the present transaction) it loads the chunk and overlap files that have rows, compares the rows that the store has with
-those expected, and writes ``chunk_<id>.json``. Last comes the tile's manifest.
+Reads the manifest of partitioning and the started transaction. For each chunk without a sentinel that counts (one that
+holds the id of the present transaction) it loads the chunk and overlap files that have rows, compares the rows that the
+store has with those expected, and writes ``chunk_<id>.json``. Last comes the tile's manifest.
 
-A chunk whose files were damaged is left to a retry, see `skymill.failures`. Fails if the store refuses a chunk, or has other rows than were
-sent, but not before the other chunks are loaded. Sentinels stay: the next run goes on from there. If the store cannot be trusted to hold
-what was sent, once each, the transaction is marked as poisoned: other jobs stop early, and the next run aborts it.
+A chunk whose files were damaged is left to a retry, see `skymill.failures`. Fails if the store refuses a chunk, or has
+other rows than were sent, but not before the other chunks are loaded. Sentinels stay: the next run goes on from there.
+If the store cannot be trusted to hold what was sent, once each, the transaction is marked as poisoned: other jobs stop
+early, and the next run aborts it.
 """
 
 import contextlib

@@ -2,11 +2,12 @@
 
     python scripts/locate_points.py --num-stripes 200 --num-sub-stripes 5 --overlap-deg 0.01667 points.csv
 
-Reads CSV with a header that has ra_deg and dec_deg, and may have point, a name for each point; other columns are ignored, and so
-are lines in front of the header that begin with #. The file may be compressed (.gz); - is standard input. Writes to standard output one line
-for each place of a point: point (its number, from 0, if it has no name), ra_deg, dec_deg, chunkId, subChunkId, and overlap: 0 for the
-sub-chunk in which the point lies, then 1 for each sub-chunk whose overlap it is in, in ascending order. Positions are written so that they read back as the same
-numbers. Fails if a position is no number, RA is not in [0, 360] or Dec not in [-90, 90].
+Reads CSV with a header that has ra_deg and dec_deg, and may have point, a name for each point; other columns are
+ignored, and so are lines in front of the header that begin with #. The file may be compressed (.gz); - is standard
+input. Writes to standard output one line for each place of a point: point (its number, from 0, if it has no name),
+ra_deg, dec_deg, chunkId, subChunkId, and overlap: 0 for the sub-chunk in which the point lies, then 1 for each
+sub-chunk whose overlap it is in, in ascending order. Positions are written so that they read back as the same numbers.
+Fails if a position is no number, RA is not in [0, 360] or Dec not in [-90, 90].
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Make a tile in one job, with its bulk files on a scratch disk: generate, partition and load, one behind the other.
 
-Runs the three steps as they are. The bulk files go to a folder of this job alone and vanish with it; manifests, sentinels and what the
-store gets go where they always go. Whatever ends the job, the next attempt begins anew, on any node; chunks that are loaded are not
-loaded again.
+Runs the three steps as they are. The bulk files go to a folder of this job alone and vanish with it; manifests,
+sentinels and what the store gets go where they always go. Whatever ends the job, the next attempt begins anew, on any
+node; chunks that are loaded are not loaded again.
 
 Fails if the scratch folder does not exist on the node, or a step fails.
 """

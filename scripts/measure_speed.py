@@ -3,9 +3,9 @@
     make bench                                     # everything, in about a quarter of an hour
     python scripts/measure_speed.py fakedb chunk   # some parts; --list names them
 
-Prints a table and writes ``results/bench.json``: name -> value, unit, target, ok; rows of parts that are not measured stay as they
-are. Times are of the processor (user and system, children included), medians of several runs; start-up of processes is included where
-the name says so. The exit code says whether all targets are met.
+Prints a table and writes ``results/bench.json``: name -> value, unit, target, ok; rows of parts that are not measured
+stay as they are. Times are of the processor (user and system, children included), medians of several runs; start-up of
+processes is included where the name says so. The exit code says whether all targets are met.
 """
 
 import argparse

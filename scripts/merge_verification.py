@@ -1,7 +1,8 @@
 """Put together what the verification of tiles has found.
 
-Reads the records of the tiles and of the rest. Writes ``verify/<run>.json``, and the same as ``verify.json``, and ``verify.md`` in words. It does not fail
-if something differs: that is for the rule ``verify``, so that the records stay.
+Reads the records of the tiles and of the rest. Writes ``verify/<run>.json``, and the same as ``verify.json``, and
+``verify.md`` in words. It does not fail if something differs: that is for the rule ``verify``, so that the records
+stay.
 """
 
 from collections.abc import Iterable

@@ -3,24 +3,27 @@
     python scripts/partition_csv.py -c Object.cfg --in.path a.csv --in.path b.csv --out.dir chunks
 
 Writes to the output directory <prefix>_<chunk>.txt with the rows of each chunk, in the order of the input, and
-<prefix>_<chunk>_overlap.txt with the rows of its overlap, by sub-chunk and then in the order of the input. With part.pos and
-part.id also <prefix>_object_index.txt: id, chunk and sub-chunk of each row. With part.id but without part.pos rows go where
-the object index of an earlier run (part.id-url) has their object, and there is no overlap.
+<prefix>_<chunk>_overlap.txt with the rows of its overlap, by sub-chunk and then in the order of the input. With
+part.pos and part.id also <prefix>_object_index.txt: id, chunk and sub-chunk of each row. With part.id but without
+part.pos rows go where the object index of an earlier run (part.id-url) has their object, and there is no overlap.
 
 Configuration files are JSON objects whose keys are the names of the options, nested at the dots, as in {"part": {"pos":
-"ra, decl"}}. They are merged in the order given as JSON merge patches (RFC 7396): a later file wins, null removes a key, lists
-are replaced. The command line wins over the files.
+"ra, decl"}}. They are merged in the order given as JSON merge patches (RFC 7396): a later file wins, null removes a
+key, lists are replaced. The command line wins over the files.
 
-Input has no header line. A row must have as many fields as in.csv.field names; line ends are LF, CR LF or CR. A field may hold a
-delimiter or a line end if it is escaped, and a delimiter if it is quoted. If both dialects are the same, fields are copied byte by
-byte. Output fields that the input does not have are NULL; the chunk and sub-chunk fields are overwritten if the input has them.
+Input has no header line. A row must have as many fields as in.csv.field names; line ends are LF, CR LF or CR. A field
+may hold a delimiter or a line end if it is escaped, and a delimiter if it is quoted. If both dialects are the same,
+fields are copied byte by byte. Output fields that the input does not have are NULL; the chunk and sub-chunk fields are
+overwritten if the input has them.
 
-It fails, and leaves no file, if a row has an id that is not in the object index, or a position that is NULL, no number, or not on
-the sky: RA must be from 0 to 360 deg, Dec from -90 to 90 deg. Files are moved to their names when all of them are whole. Output
-files of an earlier run are an error; with --out.append the new rows are added to them, and overlap files are ordered anew.
+It fails, and leaves no file, if a row has an id that is not in the object index, or a position that is NULL, no number,
+or not on the sky: RA must be from 0 to 360 deg, Dec from -90 to 90 deg. Files are moved to their names when all of them
+are whole. Output files of an earlier run are an error; with --out.append the new rows are added to them, and overlap
+files are ordered anew.
 
-Not as in sph-partition: chunk statistics go to standard output as JSON, and not to a file <prefix>_index.bin; the first field of a
-row may be quoted, too; fields may be longer than 255 bytes; part.chunk may be left out, and the rows get no chunk number then.
+Not as in sph-partition: chunk statistics go to standard output as JSON, and not to a file <prefix>_index.bin; the first
+field of a row may be quoted, too; fields may be longer than 255 bytes; part.chunk may be left out, and the rows get no
+chunk number then.
 """
 
 from __future__ import annotations

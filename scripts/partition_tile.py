@@ -1,12 +1,13 @@
 """Partition a tile: for each chunk its chunk file of each table, and the overlap file of each director.
 
 Reads the CSV files and the files of places that generation has written, never a number in the text. A chunk file is the
-generated file under a second name, since its rows were made for this chunk and end with their chunkId and subChunkId already; here
-each row's place is computed once more, and a difference is an error. Overlap rows, of the chunk itself and of the halo, are copied as
-bytes with the place that they have in the overlap, ordered by sub-chunk, home chunk, box and row. Last comes the manifest.
+generated file under a second name, since its rows were made for this chunk and end with their chunkId and subChunkId
+already; here each row's place is computed once more, and a difference is an error. Overlap rows, of the chunk itself
+and of the halo, are copied as bytes with the place that they have in the overlap, ordered by sub-chunk, home chunk, box
+and row. Last comes the manifest.
 
-A chunk that fails, because a generated file does not match its manifest or its places, does not stop the others: see `skymill.failures`.
-Fails if all of them fail.
+A chunk that fails, because a generated file does not match its manifest or its places, does not stop the others: see
+`skymill.failures`. Fails if all of them fail.
 """
 
 from pathlib import Path

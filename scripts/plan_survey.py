@@ -1,7 +1,7 @@
 """Forecast the selection: rows and bytes of each table, disk, processor time, the hottest chunks.
 
-Reads the configuration and what it names. Writes ``plan.json`` and ``plan.md`` below the results folder, and prints the latter. Nothing
-else is changed, and no chunk is made. Fails if no selected chunk has a row.
+Reads the configuration and what it names. Writes ``plan.json`` and ``plan.md`` below the results folder, and prints the
+latter. Nothing else is changed, and no chunk is made. Fails if no selected chunk has a row.
 """
 
 from skymill.step import start_step

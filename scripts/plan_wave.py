@@ -1,8 +1,8 @@
 """Write the plan file of a wave: which transaction and tile each newly selected chunk belongs to.
 
-Reads nothing: the wave was worked out when the workflow was parsed. Writes ``ingest/plan_<wave>.json``, and the forecast of the wave as
-``plan.json`` and ``plan.md``, and tile by tile as ``ingest/forecast_<wave>.json``. Fails if no chunk has a row, if the run will not fit on
-the disk, or if the file exists already with another content.
+Reads nothing: the wave was worked out when the workflow was parsed. Writes ``ingest/plan_<wave>.json``, and the
+forecast of the wave as ``plan.json`` and ``plan.md``, and tile by tile as ``ingest/forecast_<wave>.json``. Fails if no
+chunk has a row, if the run will not fit on the disk, or if the file exists already with another content.
 """
 
 from pathlib import Path

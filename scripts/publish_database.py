@@ -1,8 +1,8 @@
 """Publish the database: open what is committed to its users.
 
-Reads the committed transactions; writes ``ingest/published.json``, and the same as the next of ``ingest/publications/``. Transactions that were
-started for chunks that are not selected any more, and hold none that is loaded, are aborted first. Fails if the store holds other rows than were
-committed.
+Reads the committed transactions; writes ``ingest/published.json``, and the same as the next of
+``ingest/publications/``. Transactions that were started for chunks that are not selected any more, and hold none that
+is loaded, are aborted first. Fails if the store holds other rows than were committed.
 """
 
 from pathlib import Path

@@ -1,8 +1,9 @@
 """Make a working directory ready for the next run after Snakemake was killed there: ``make recover``.
 
-Snakemake cannot tidy up after a SIGKILL or a power cut. Its jobs run on, and the directory stays locked. This ends the jobs of
-SLURM that it had submitted (known by their name and their working directory; nobody else's are touched), waits for jobs on this
-machine that have outlived it, and unlocks the directory. It removes nothing that was made, and says what it did.
+Snakemake cannot tidy up after a SIGKILL or a power cut. Its jobs run on, and the directory stays locked. This ends the
+jobs of SLURM that it had submitted (known by their name and their working directory; nobody else's are touched), waits
+for jobs on this machine that have outlived it, and unlocks the directory. It removes nothing that was made, and says
+what it did.
 
 Fails if Snakemake still runs there, or SLURM does not answer.
 """

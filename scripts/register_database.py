@@ -1,7 +1,8 @@
 """Register the database and its tables with the store.
 
-What is derived from the configuration is written below ``configs/`` before any of it is sent. Writes ``ingest/database.json``: the store, its
-answer, and the fingerprint of the dataset. Fails if the store holds something that does not fit.
+What is derived from the configuration is written below ``configs/`` before any of it is sent. Writes
+``ingest/database.json``: the store, its answer, and the fingerprint of the dataset. Fails if the store holds something
+that does not fit.
 """
 
 from pathlib import Path

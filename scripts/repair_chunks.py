@@ -1,9 +1,10 @@
 """Repair what verification has found: make the chunks that differ again, and replace them in the store.
 
-Reads ``verify.json``, and the truth and manifests of the tiles; chunks of which the files of the embedded store have lost rows are found without
-verification. Each chunk is generated and partitioned anew in ``repair/``, and each of its files must
-have the SHA-256 that it had. In the embedded store the Parquet files that hold the chunk are written anew, and the database is published
-again. What is committed in Qserv is frozen: there the new files stay, and ``repair/<worker>.sql`` says what an administrator must do.
+Reads ``verify.json``, and the truth and manifests of the tiles; chunks of which the files of the embedded store have
+lost rows are found without verification. Each chunk is generated and partitioned anew in ``repair/``, and each of its
+files must have the SHA-256 that it had. In the embedded store the Parquet files that hold the chunk are written anew,
+and the database is published again. What is committed in Qserv is frozen: there the new files stay, and
+``repair/<worker>.sql`` says what an administrator must do.
 
 Fails if there is no verification of this dataset, or a chunk does not come out as it was.
 """

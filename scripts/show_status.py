@@ -3,9 +3,9 @@
     snakemake status
     python scripts/show_status.py --config configs/fakedb/config.yaml
 
-Reads records only. Prints the counts of each transaction and table, and the chunks that have failed with their reasons. Writes, below
-``results/<database>``, the same as ``status.md`` and ``status.json``, and files of chunk ids, an id or a range a line: ``target.clg``,
-``assigned.clg``, ``completed.clg``, ``limbo.clg`` (failed). Changes nothing else.
+Reads records only. Prints the counts of each transaction and table, and the chunks that have failed with their reasons.
+Writes, below ``results/<database>``, the same as ``status.md`` and ``status.json``, and files of chunk ids, an id or a
+range a line: ``target.clg``, ``assigned.clg``, ``completed.clg``, ``limbo.clg`` (failed). Changes nothing else.
 """
 
 import argparse

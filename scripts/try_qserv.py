@@ -2,8 +2,8 @@
 
     python scripts/try_qserv.py -c configs/mine/config.yaml
 
-The configuration must say ``ingest.store: qserv``, and where the administrator's key is: a published database is deleted by nobody else. The
-scratch database is the dataset's under a name that is not taken; nothing else is touched.
+The configuration must say ``ingest.store: qserv``, and where the administrator's key is: a published database is
+deleted by nobody else. The scratch database is the dataset's under a name that is not taken; nothing else is touched.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Say whether the store holds what was made.
 
-Reads the record of a verification. Fails if anything differs, with the tables, chunks and facts; the whole list is in ``verify.json`` and ``verify.md``.
+Reads the record of a verification. Fails if anything differs, with the tables, chunks and facts; the whole list is in
+``verify.json`` and ``verify.md``.
 """
 
 from skymill.errors import SkymillError, counted

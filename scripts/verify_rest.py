@@ -1,6 +1,7 @@
 """Verify what belongs to no tile: the regular tables, and that the store has no chunks which nobody has made.
 
-Reads the arrays of the regular tables and the plan. Writes what was compared, what differs, and how many rows the store shows of each chunk.
+Reads the arrays of the regular tables and the plan. Writes what was compared, what differs, and how many rows the store
+shows of each chunk.
 """
 
 from pathlib import Path

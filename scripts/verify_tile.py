@@ -1,7 +1,7 @@
 """Verify a tile: ask the store for the facts of its chunks, and compare them with the truth of generation.
 
-Reads the plan, the tile's truth and the record of its committed transaction. Writes what was compared and what differs. Differences are no failure
-here: all tiles are to be asked first.
+Reads the plan, the tile's truth and the record of its committed transaction. Writes what was compared and what differs.
+Differences are no failure here: all tiles are to be asked first.
 """
 
 from collections.abc import Sequence

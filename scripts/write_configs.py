@@ -1,7 +1,7 @@
 """Write what other tools need, derived from the dataset's configuration.
 
-Writes below ``configs/``: ``partitioner/<Table>.cfg`` for the reference partitioner, and ``ingest/*.json``, what Qserv's ingest service is told
-of the database, its tables and its indexes. Nothing can fail but the disk.
+Writes below ``configs/``: ``partitioner/<Table>.cfg`` for the reference partitioner, and ``ingest/*.json``, what
+Qserv's ingest service is told of the database, its tables and its indexes. Nothing can fail but the disk.
 """
 
 from pathlib import Path

@@ -2,7 +2,8 @@
 
     python scripts/write_figures.py
 
-Reads results/bench.json; the table of a part that is not in it stays as it is. Fails if a row that README.md shows has not been measured.
+Reads results/bench.json; the table of a part that is not in it stays as it is. Fails if a row that README.md shows has
+not been measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Write ``configs/ingest/metadata.json``, by which the tool ``qserv-ingest`` finds the partitioned files that were kept.
 
-Reads the manifests of all partitioned tiles. A tile whose files are not there any more is left out, with a warning. Fails if no tile is left.
+Reads the manifests of all partitioned tiles. A tile whose files are not there any more is left out, with a warning.
+Fails if no tile is left.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Write a load test for the dataset: queries in SQL with the answers that are expected.
 
-Reads the truth of all committed tiles, and generates a few chunks once more. Writes ``queries/queries.yaml``, ``queries/<Director>_ids.txt`` (ids of
-objects, one a line), and ``queries/<Table>_by_chunk.csv`` (rows of each chunk). What the store holds has no part in it.
+Reads the truth of all committed tiles, and generates a few chunks once more. Writes ``queries/queries.yaml``,
+``queries/<Director>_ids.txt`` (ids of objects, one a line), and ``queries/<Table>_by_chunk.csv`` (rows of each chunk).
+What the store holds has no part in it.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Write the report: sky.html, and report.html beside it, which is Snakemake's own.
 
-Reads all records of the dataset, and what Snakemake has recorded of its jobs. Snakemake is started once more for its report, without a
-lock, and runs nothing. Fails if there is nothing to report yet, or Snakemake cannot make its report.
+Reads all records of the dataset, and what Snakemake has recorded of its jobs. Snakemake is started once more for its
+report, without a lock, and runs nothing. Fails if there is nothing to report yet, or Snakemake cannot make its report.
 """
 
 import subprocess

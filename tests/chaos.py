@@ -3,9 +3,10 @@
     make chaos
     python tests/chaos.py --kills 50 --seed 1
 
-Runs fakedb, with fewer rows, on this machine: once undisturbed, then with SIGKILL for Snakemake or for one of its jobs at random times, run again
-after each kill, until it is finished; then anew in another folder, until there were enough kills. Each time the partitioned files are
-compared byte for byte, the rows of the database by hash, and the sentinels are counted. Only processes that were started here are killed.
+Runs fakedb, with fewer rows, on this machine: once undisturbed, then with SIGKILL for Snakemake or for one of its jobs
+at random times, run again after each kill, until it is finished; then anew in another folder, until there were enough
+kills. Each time the partitioned files are compared byte for byte, the rows of the database by hash, and the sentinels
+are counted. Only processes that were started here are killed.
 """
 
 import argparse

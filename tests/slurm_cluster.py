@@ -1,11 +1,11 @@
 """A real SLURM cluster of several nodes on one machine, as ordinary processes: munged, slurmctld, and a slurmd for each node.
 
-It needs root, since slurmd starts jobs in sessions and with limits of their own, and Debian's packages slurmctld, slurmd,
-slurm-client and munge. Neither systemd nor cgroups nor accounting are needed. Everything listens on the loopback interface, on
-ports and in a folder of its own, and is stopped by its process id.
+It needs root, since slurmd starts jobs in sessions and with limits of their own, and Debian's packages slurmctld,
+slurmd, slurm-client and munge. Neither systemd nor cgroups nor accounting are needed. Everything listens on the
+loopback interface, on ports and in a folder of its own, and is stopped by its process id.
 
-One thing must be shared: a job's inner ``srun`` reads /etc/slurm/slurm.conf, whatever the environment says. A link is put there while
-the cluster runs, under a lock, and what was there before is put back.
+One thing must be shared: a job's inner ``srun`` reads /etc/slurm/slurm.conf, whatever the environment says. A link is
+put there while the cluster runs, under a lock, and what was there before is put back.
 """
 
 from __future__ import annotations

@@ -108,7 +108,8 @@ def test_indexes_that_cannot_be_made_are_refused(tmp_path, indexes, message):
 def urls(metadata: Path, prefix: str = "file://") -> dict[str, list[tuple[str, int, bool]]]:
     """What the tool ``qserv-ingest`` would load, by table: address of the file, chunk (-1 for none), overlap or not.
 
-    It joins the folder of ``metadata.json``, a directory of the metadata and the name of a file, and resolves that as an address.
+    It joins the folder of ``metadata.json``, a directory of the metadata and the name of a file, and resolves that as
+    an address.
     """
     content = json.loads(metadata.read_text())
     assert content["version"] >= 12

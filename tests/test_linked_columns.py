@@ -378,7 +378,8 @@ def test_a_child_knows_the_visit_and_the_detector_that_see_its_object():
     made = make_regular_table(dataset, dataset.tables["Detector"])
     objects, sources = chunk_columns(row_maker(dataset), 324)
     assert len(sources["objectId"]) > 1000
-    # Circles of nearly half the spacing do not overlap: no visit sees an object twice, and each row names its own detector.
+    # Circles of nearly half the spacing do not overlap: no visit sees an object twice, and each row names its own
+    # detector.
     pairs = set(zip(sources["objectId"].tolist(), sources["ccdVisitId"].tolist(), strict=True))
     assert {c.name for c in dataset.tables["Detector"].columns} >= {"number", "ccdVisitId"}
     places = {

@@ -221,7 +221,8 @@ FAULTS = {
     "a start is not answered": ("drop_answer", {}, {"path": "/ingest/trans", "method": "POST"}),
     "publishing is not answered": ("drop_answer", {}, {"path": "/ingest/database/sky"}),
 }
-#: What a lost answer hid is looked up; and a refused chunk, of which nothing was sent, is sent alone when the others are loaded.
+#: What a lost answer hid is looked up; and a refused chunk, of which nothing was sent, is sent alone when the others
+#: are loaded.
 MENDED_AT_ONCE = (
     "an answer is lost after loading",
     "publishing is not answered",

@@ -1,7 +1,8 @@
 """The workflow on a real SLURM of four nodes, with jobs, nodes, the controller and Snakemake itself failing in mid-run.
 
-Whatever happens, each run ends with the bytes and rows of a local run, every chunk loaded once, and with no step by hand but those that
-the README names. The troubles come from a generator of the user's own, in the folder of the dataset.
+Whatever happens, each run ends with the bytes and rows of a local run, every chunk loaded once, and with no step by
+hand but those that the README names. The troubles come from a generator of the user's own, in the folder of the
+dataset.
 """
 
 import contextlib

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -18,6 +19,7 @@ import pytest
 
 from helpers import row_maker, small_dataset
 from skymill import fact_kernels, facts
+from skymill.blocks import Joiner
 from skymill.columns import Column, Strings
 from skymill.config import Dataset
 from skymill.errors import SkymillError
@@ -348,19 +350,24 @@ def test_too_many_pairs_are_not_compared(monkeypatch):
 
 
 def truth_of(dataset: Dataset, chunk: int) -> dict:
-    """The truth of a chunk, with its rows given in the blocks in which they are made."""
+    """The truth of a chunk, with its rows joined as in generation."""
     maker, taker = row_maker(dataset), TruthTaker(dataset)
     director, child = dataset.tables["Object"], dataset.tables["ForcedSource"]
     from skymill.rowmaker import BoxStreams
 
     truth, streams = taker.chunk(director, chunk), {}
+    takers = (truth.add_director, partial(truth.add_child, child), truth.add_halo)
+    home, children, halo = joiners = [Joiner(take) for take in takers]
     for rows in maker.director_blocks(director, chunk):
-        truth.add_director(rows)
+        home.add(rows)
         box = streams.setdefault(rows.box, BoxStreams(dataset.seed, child, chunk, rows.box))
         for part in maker.child_blocks(child, rows, box):
-            truth.add_child(child, part)
+            children.add(part)
+    for joiner in joiners[:2]:
+        joiner.flush()
     for rows in maker.halo_blocks(director, chunk):
-        truth.add_halo(rows)
+        halo.add(rows)
+    halo.flush()
     return truth.facts()
 
 
@@ -368,9 +375,10 @@ def test_truth_does_not_depend_on_blocks(monkeypatch):
     dataset = small_dataset(density=3.0)
     known = truth_of(dataset, 200)
     assert known["Object"]["rows"] > 100 and known["ObjectFullOverlap"]["rows"] > 20
-    monkeypatch.setattr("skymill.truth.BLOCK_ROWS", 1)
+    monkeypatch.setattr("skymill.blocks.ENOUGH_ROWS", 1)
+    monkeypatch.setattr("skymill.truth.OVERLAP_ROWS", 100)
     assert truth_of(dataset, 200) == known
-    monkeypatch.setattr("skymill.truth.BLOCK_ROWS", 1 << 20)
+    monkeypatch.setattr("skymill.blocks.ENOUGH_ROWS", 1 << 20)
     monkeypatch.setattr(fact_kernels, "load", lambda: None)
     assert truth_of(dataset, 200) == known
 

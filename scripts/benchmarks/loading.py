@@ -1,7 +1,7 @@
 """Loading into Qserv: pushes to the test server, against MariaDB's own client on the same files, and the memory of who pushes.
 
-The test server stores into a MariaDB as Qserv's workers do, so that what is measured besides MariaDB is HTTP and ourselves. Times are by
-the clock: both sides work in several processes.
+The test server stores into a MariaDB as Qserv's workers do, so that what is measured besides MariaDB is HTTP and
+ourselves. Times are by the clock: both sides work in several processes.
 """
 
 from __future__ import annotations

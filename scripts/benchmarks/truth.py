@@ -13,11 +13,13 @@ from . import FAKEDB, KPM50, RUNS, figure, timed
 from .chunk import CHUNK as KPM50_CHUNK
 
 if TYPE_CHECKING:
+    from skymill.columns import Rows
     from skymill.config import Dataset
 
 
 def make_rows(dataset: Dataset, chunks: list[int]) -> dict[int, list[tuple]]:
-    """All rows of chunks as generation makes them: for each chunk the kind, the table and the block, in order."""
+    """All rows of chunks as generation writes them: for each chunk the kind, the table and the block."""
+    from skymill.blocks import Joiner
     from skymill.rowmaker import BoxStreams, RowMaker, load_density
     from skymill.visits import Visits, make_regular_table
 
@@ -29,15 +31,22 @@ def make_rows(dataset: Dataset, chunks: list[int]) -> dict[int, list[tuple]]:
     )
     made: dict[int, list[tuple]] = {}
     for chunk in chunks:
-        events = made[chunk] = []
+        blocks: dict[tuple[str, str], list[Rows]] = {}
         streams = {}
         for rows in maker.director_blocks(director, chunk):
-            events.append(("home", director, rows))
+            blocks.setdefault(("home", director.name), []).append(rows)
             for child in dataset.children_of("Object"):
                 key = (child.name, rows.box)
                 box = streams.setdefault(key, BoxStreams(dataset.seed, child, chunk, rows.box))
-                events += [("child", child, part) for part in maker.child_blocks(child, rows, box)]
-        events += [("halo", director, rows) for rows in maker.halo_blocks(director, chunk)]
+                blocks.setdefault(("child", child.name), []).extend(maker.child_blocks(child, rows, box))
+        blocks["halo", director.name] = list(maker.halo_blocks(director, chunk))
+        events = made[chunk] = []
+        for (kind, name), parts in blocks.items():
+            table = dataset.tables[name]
+            joiner = Joiner(lambda rows, kind=kind, table=table, events=events: events.append((kind, table, rows)))
+            for rows in parts:
+                joiner.add(rows)
+            joiner.flush()
     return made
 
 

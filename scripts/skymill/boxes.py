@@ -20,8 +20,9 @@ MARGIN_DEG = 1e-9
 def chunk_boxes(chunker: Chunker, chunk: int) -> dict[int, Box]:
     """The boxes of a chunk by number, edges first.
 
-    The north and south strips span the whole RA range; the west and east boxes lie between them and are as wide as the overlap
-    reaches in RA anywhere in the stripe. A chunk that is alone in its stripe has no neighbour west or east and no such boxes.
+    The north and south strips span the whole RA range; the west and east boxes lie between them and are as wide as the
+    overlap reaches in RA anywhere in the stripe. A chunk that is alone in its stripe has no neighbour west or east and
+    no such boxes.
     """
     box = chunker.chunk_box(chunk)
     stripe = chunker.stripe_of(chunk)

@@ -1,7 +1,8 @@
 """How many rows a dataset will have, chunk by chunk, before any is made.
 
-A director's rows are exact: the counts of its boxes are drawn from the same streams as in generation. Those of its children and of its
-overlap are expected values: visits are counted around sample points, and areas of overlap follow from the geometry.
+A director's rows are exact: the counts of its boxes are drawn from the same streams as in generation. Those of its
+children and of its overlap are expected values: visits are counted around sample points, and areas of overlap follow
+from the geometry.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from .visits import Visits
 ALL_POINTS, LEAST_POINTS, MOST_POINTS = 40_000, 16, 1024
 #: Neighbouring chunks whose points are matched with visits together.
 CHUNKS_TOGETHER = 8
-#: Rows of which the share of chosen ones is taken, and rows that are made at a time: 10^6 rows are right within 0.2 % of a share of 30 %.
+#: Rows of which the share of chosen ones is taken, and rows that are made at a time: 10^6 rows are right within 0.2 %
+#: of a share of 30 %.
 SHARE_ROWS, SHARE_BLOCK = 1 << 20, 1 << 16
-#: Steps of the additive sequence that fills a square evenly: powers of 1 / 1.3247..., the plastic number (Roberts 2018).
+#: Steps of the additive sequence that fills a square evenly: powers of 1 / 1.3247..., the plastic number (Roberts
+#: 2018).
 _STEPS = (0.7548776662466927, 0.5698402909980532)
 _DEG_PER_RAD = 180.0 / math.pi
 

@@ -1,11 +1,11 @@
 """The Qserv partitioning of the sky: stripes, chunks, sub-chunks and their overlap.
 
-The sky is cut into stripes of equal height in declination, each stripe into chunks of equal width in right ascension, each
-stripe into sub-stripes and each chunk into sub-chunks likewise. A sub-chunk's overlap is the set of points outside of it
-that lie within ``overlap_deg`` of it (a little more: a box that certainly contains them).
+The sky is cut into stripes of equal height in declination, each stripe into chunks of equal width in right ascension,
+each stripe into sub-stripes and each chunk into sub-chunks likewise. A sub-chunk's overlap is the set of points outside
+of it that lie within ``overlap_deg`` of it (a little more: a box that certainly contains them).
 
-Every formula is the one of the reference partitioner (``Chunker`` of the Qserv package *partition*), in the same order of
-floating-point operations, because a point must be placed in exactly the same sub-chunk. The vectorised functions use
+Every formula is the one of the reference partitioner (``Chunker`` of the Qserv package *partition*), in the same order
+of floating-point operations, because a point must be placed in exactly the same sub-chunk. The vectorised functions use
 only operations that IEEE 754 rounds correctly.
 """
 

@@ -1,9 +1,9 @@
 """What fills a column: generators, and those of them that look at no other column.
 
-A generator is a class whose ``__init__`` takes its options and whose `Generator.draw` makes the values of a block of rows from
-its own random stream. Blocks of a box come in order and share the stream, so that values do not depend on the block size.
-Only + - * / sqrt, numpy's ``random``, ``standard_normal``, ``poisson`` and `skymill.exactmath` may touch a value: other functions
-of numpy differ in the last bit between processors.
+A generator is a class whose ``__init__`` takes its options and whose `Generator.draw` makes the values of a block of
+rows from its own random stream. Blocks of a box come in order and share the stream, so that values do not depend on the
+block size. Only + - * / sqrt, numpy's ``random``, ``standard_normal``, ``poisson`` and `skymill.exactmath` may touch a
+value: other functions of numpy differ in the last bit between processors.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Rows:
     count, first : `int`
         Rows in this block, and the place of its first row in its box.
     chunk, box : `int`
-        Where the rows are at home.
+        Where the rows are at home. When blocks have been joined, ``chunk`` is an array with that of each row.
     columns : `dict` [`str`, `Values`]
         The columns made so far.
     ra_deg, dec_deg : `numpy.ndarray`, float64, (count,), or `None`
@@ -76,14 +76,15 @@ class Rows:
     overlap : `Placements` or `None`
         The sub-chunks whose overlap holds the rows, if somebody has asked for them.
     director, visits : `dict` [`str`, `Values`] or `None`
-        In a child: columns of the director's row, and of the visit, of each row. In a table of detectors: columns of the visit.
+        In a child: columns of the director's row, and of the visit, of each row. In a table of detectors: columns of
+        the visit.
     filters : `tuple` of `str`
         In a child: the names of the filters; ``visits["#filter"]`` holds indices into it.
     """
 
     count: int
     first: int
-    chunk: int
+    chunk: int | np.ndarray
     box: int
     columns: dict[str, Values]
     ra_deg: np.ndarray | None = None
@@ -93,12 +94,6 @@ class Rows:
     director: dict[str, Values] | None = None
     visits: dict[str, Values] | None = None
     filters: tuple[str, ...] = ()
-
-    def chosen(self, indices: np.ndarray) -> Rows:
-        """Some complete rows of a director, without their overlap."""
-        columns = {name: values[indices] for name, values in self.columns.items()}
-        ra, dec, sub_chunk = (values[indices] for values in (self.ra_deg, self.dec_deg, self.sub_chunk))
-        return Rows(len(indices), self.first, self.chunk, self.box, columns, ra, dec, sub_chunk)
 
 
 class Generator:
@@ -344,7 +339,8 @@ class Poisson(Generator):
 class Magnitude(Generator):
     """``magnitude``: from ``min`` to ``max``, ``law: flat`` or ``law: power`` in counts (N(<m) grows as 10^(``slope`` m)).
 
-    With ``unit: flux`` the column holds 10^(-0.4 (m - ``zero_point``)) instead of m; the zero point 31.4 gives nJy (AB).
+    With ``unit: flux`` the column holds 10^(-0.4 (m - ``zero_point``)) instead of m; the zero point 31.4 gives nJy
+    (AB).
     """
 
     def __init__(

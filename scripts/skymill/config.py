@@ -1,7 +1,7 @@
 """The configuration of a dataset: read, checked, and turned into objects.
 
-`load_dataset` reads a YAML file; `Dataset.from_config` takes a dictionary that was read already. Both apply the checks of the
-JSON schema and then those that the schema cannot say. Secrets have no place here.
+`load_dataset` reads a YAML file; `Dataset.from_config` takes a dictionary that was read already. Both apply the checks
+of the JSON schema and then those that the schema cannot say. Secrets have no place here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """CSV dialects: how fields are delimited, quoted, escaped and left NULL, and the change from one dialect to another.
 
-The meaning of the characters is the one of the Qserv partitioner: after the escape character ``0 b f n r t v Z`` stand for
-control characters and any other character for itself; a field that begins with the quote character is quoted, and two quotes
-inside of it stand for one; a field that is the NULL string, byte by byte, is NULL.
+The meaning of the characters is the one of the Qserv partitioner: after the escape character ``0 b f n r t v Z`` stand
+for control characters and any other character for itself; a field that begins with the quote character is quoted, and
+two quotes inside of it stand for one; a field that is the NULL string, byte by byte, is NULL.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The partitioner for CSV files: moves every row to the files of its chunk and of the overlaps that hold it.
 
-Text is read in blocks, in which fields are found and positions or ids are parsed, and nothing else; rows are then collected until
-there is a batch of them, ordered by chunk and written as bytes. Memory does not depend on the size of the input, and a file is
-open only while a batch is appended to it: the sky has up to 10^5 chunks.
+Text is read in blocks, in which fields are found and positions or ids are parsed, and nothing else; rows are then
+collected until there is a batch of them, ordered by chunk and written as bytes. Memory does not depend on the size of
+the input, and a file is open only while a batch is appended to it: the sky has up to 10^5 chunks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .staging import StagedDirectory
 
 logger = logging.getLogger(__name__)
 
-#: Text and rows that are collected before they are written: at least, and at most. Between, as long as the files of chunks
-#: would get less text at a time than is worth opening them.
+#: Text and rows that are collected before they are written: at least, and at most. Between, as long as the files of
+#: chunks would get less text at a time than is worth opening them.
 MIN_BATCH_BYTES = 16 << 20
 MAX_BATCH_BYTES = 256 << 20
 MAX_BATCH_ROWS = 8_000_000

@@ -30,8 +30,9 @@ METADATA_VERSION = 12
 def partitioner_config(dataset: Dataset, table: Table) -> dict:
     """The configuration of the reference partitioner for a director or child table.
 
-    It reads the generated files (whose last two columns, chunkId and subChunkId, it computes again) and writes the chunk and overlap
-    files that the workflow writes. A child is placed by the index of its director's keys (``part.id-url``).
+    It reads the generated files (whose last two columns, chunkId and subChunkId, it computes again) and writes the
+    chunk and overlap files that the workflow writes. A child is placed by the index of its director's keys
+    (``part.id-url``).
     """
     chunker = dataset.chunker
     fields = [column.name for column in table.stored_columns]
@@ -167,8 +168,9 @@ def ingest_configs(dataset: Dataset) -> dict[str, dict]:
 def derived_files(dataset: Dataset) -> dict[str, dict]:
     """All that is derived from a configuration alone, as files by their path below ``configs/``.
 
-    What Qserv is told is among it whatever the store is, for partitioned files can be loaded by hand; but not where Qserv would not take the
-    tables. A table that does not hold its director's key cannot be placed by the reference partitioner.
+    What Qserv is told is among it whatever the store is, for partitioned files can be loaded by hand; but not where
+    Qserv would not take the tables. A table that does not hold its director's key cannot be placed by the reference
+    partitioner.
 
     Raises
     ------

@@ -55,8 +55,8 @@ def check_run(workflow: object, state: State) -> None:
 def leave_lock(workflow: object) -> list[str]:
     """As input function of a target that only reads: let it run beside another run, and leave the lock of that alone.
 
-    Snakemake locks files, not the folder, so that such a target may run at any time. But when it ends it removes all locks, those of others
-    included. At the time when inputs are worked out, it has not locked anything yet.
+    Snakemake locks files, not the folder, so that such a target may run at any time. But when it ends it removes all
+    locks, those of others included. At the time when inputs are worked out, it has not locked anything yet.
 
     Returns
     -------

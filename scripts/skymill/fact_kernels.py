@@ -1,6 +1,7 @@
 """Compiled loops (``facts.c``) that take the facts of columns, hash rows, and compare pairs of points.
 
-They are compiled and kept like those of `skymill.kernels`, and what uses them can do without, only slower; the facts are the same.
+They are compiled and kept like those of `skymill.kernels`, and what uses them can do without, only slower; the facts
+are the same.
 """
 
 from __future__ import annotations

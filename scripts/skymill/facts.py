@@ -1,8 +1,8 @@
 """What is known of a table's rows in a chunk: which facts there are, and their names.
 
-Generation takes them from the rows that it makes, and verification asks the store for the same. Counts, sums and hashes add up over chunks;
-of minima and maxima the least and the greatest counts. What lies between two edges is counted, so that the answer to a question with BETWEEN
-is a sum of facts.
+Generation takes them from the rows that it makes, and verification asks the store for the same. Counts, sums and hashes
+add up over chunks; of minima and maxima the least and the greatest counts. What lies between two edges is counted, so
+that the answer to a question with BETWEEN is a sum of facts.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class TableFacts:
     radii_deg : `list` [`float`]
         Radii within which neighbours are counted; empty but for directors.
     by_filter : `bool`
-        Whether rows are counted by the filter of their visits: those of a child that names them, if the visits are loaded.
+        Whether rows are counted by the filter of their visits: those of a child that names them, if the visits are
+        loaded.
     """
 
     table: Table

@@ -1,7 +1,7 @@
 """Reads the columns of tables from Felis files, with the package lsst-felis, which is imported for nothing else.
 
-A file is read once for a dataset: the plan keeps what it said, so that the jobs, and the runs that follow, need neither the package nor
-the time that its import takes. If the file changes, it is read again.
+A file is read once for a dataset: the plan keeps what it said, so that the jobs, and the runs that follow, need neither
+the package nor the time that its import takes. If the file changes, it is read again.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def written_aside(path: Path, durable: bool = True) -> Iterator[Path]:
     path : `pathlib.Path`
         Its name.
     durable : `bool`
-        Whether it must be on the disk before it is renamed, since a power cut may leave a name without bytes. Not needed for what is
-        compared with a record before it is used.
+        Whether it must be on the disk before it is renamed, since a power cut may leave a name without bytes. Not
+        needed for what is compared with a record before it is used.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,7 +1,8 @@
 """What a job of a tile asks a cluster for: memory and time, from the rows and bytes that the plan forecasts for the tile.
 
-``ingest/forecast_<wave>.json`` stands beside the plan file of a wave and holds, for each tile, `TileForecast`. The numbers below turn it
-into requests with a margin; a job that needs more all the same is killed by the cluster, sent again, and asks for more.
+``ingest/forecast_<wave>.json`` stands beside the plan file of a wave and holds, for each tile, `TileForecast`. The
+numbers below turn it into requests with a margin; a job that needs more all the same is killed by the cluster, sent
+again, and asks for more.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from .retries import home_tile
 
 #: Memory [MB] of the two Snakemakes around a step and of what a step imports; 350 were seen.
 BASE_MB = 600
-#: Memory for each byte of the largest chunk's text of a director, its overlap and halo. Seen were 0.9 in partitioning (10 columns, 1.6
-#: million rows) and 0.6 in loading (331 columns, 92,000 rows).
+#: Memory for each byte of the largest chunk's text of a director, its overlap and halo. Seen were 0.9 in partitioning
+#: (10 columns, 1.6 million rows) and 0.6 in loading (331 columns, 92,000 rows).
 MEMORY_PER_BYTE = 1.3
 #: Time [min] that even an empty tile may take: slow file systems, many jobs that start at once.
 BASE_MIN = 5
 #: Time [s] that each chunk may take whatever its size; 0.1 was seen.
 CHUNK_S = 1.0
-#: Text [bytes/s] that a step is sure to do; several times as much was seen. MariaDB takes longer to answer the questions of verification.
+#: Text [bytes/s] that a step is sure to do; several times as much was seen. MariaDB takes longer to answer the
+#: questions of verification.
 STEP_RATES = {"generate": 20e6, "partition": 60e6, "ingest": 20e6, "verify_embedded": 20e6, "verify_qserv": 5e6}
 
 

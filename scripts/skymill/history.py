@@ -1,8 +1,8 @@
 """Puts finished work back among the rules, so that Snakemake's own report tells the whole history; for ``--report`` only.
 
-Finished work has no rule, so that nothing can do it again. But ``snakemake --report`` tells only of what has a rule. So when, and only when,
-Snakemake was started to write a report, each finished tile and record gets its rule back, and Snakemake loses its ways to run or delete
-anything.
+Finished work has no rule, so that nothing can do it again. But ``snakemake --report`` tells only of what has a rule. So
+when, and only when, Snakemake was started to write a report, each finished tile and record gets its rule back, and
+Snakemake loses its ways to run or delete anything.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def read_state(workflow: Workflow, root: Path, dataset: Dataset) -> State:
 
     for name in FORBIDDEN:
         setattr(workflow, name, refuse)
-    # Snakemake reads the conda environment of each job anew; of thousands, with the parser in Python, that took half the time.
+    # Snakemake reads the conda environment of each job anew; of thousands, with the parser in Python, that took half
+    # the time.
     yaml.Loader = getattr(yaml, "CLoader", yaml.Loader)
     return finished_work(state)
 

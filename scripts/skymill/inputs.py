@@ -30,7 +30,8 @@ def check_files(dataset: Dataset, root: Path) -> None:
     Raises
     ------
     ConfigError
-        If a table lacks a column or a visit has no place; or a map has another length than a HEALPix map, or a negative value.
+        If a table lacks a column or a visit has no place; or a map has another length than a HEALPix map, or a negative
+        value.
     """
     for table in dataset.tables_of("regular"):
         if table.from_file is not None and not (root / "visits" / f"{table.name}.npz").exists():
@@ -56,7 +57,8 @@ def check_needs(state: State, here: set[str], elsewhere: set[str]) -> None:
     Raises
     ------
     SkymillError
-        If a key or an address of the store is missing, the database to be asked is not there, or the scratch folder of this machine is not.
+        If a key or an address of the store is missing, the database to be asked is not there, or the scratch folder of
+        this machine is not.
     """
     rules = here | elsewhere
     if rules & LOADING:

@@ -1,8 +1,8 @@
 """Compiled loops (``kernels.c``): numbers as text, and rows of text that are moved; what uses them can do without, only slower.
 
-They are compiled when they are first needed, by the machine's own C compiler, and kept beside Python's compiled modules (or below
-``~/.cache/skymill`` if nothing can be written there). Without a compiler, or with ``SKYMILL_KERNELS=off`` in the environment, `load`
-gives `None`. What comes out is the same, byte by byte.
+They are compiled when they are first needed, by the machine's own C compiler, and kept beside Python's compiled modules
+(or below ``~/.cache/skymill`` if nothing can be written there). Without a compiler, or with ``SKYMILL_KERNELS=off`` in
+the environment, `load` gives `None`. What comes out is the same, byte by byte.
 """
 
 from __future__ import annotations

@@ -129,9 +129,9 @@ class ForcedFlux(Generator):
 class Jitter(Generator):
     """``jitter``: in a child, an angle ``column`` of the director's row plus Gaussian noise of the row's own error ``sigma``.
 
-    ``sigma`` names a column of this table, whose ``unit`` is deg, arcmin, arcsec or mas. For a right ascension ``dec`` names the
-    director's declination [deg]: the noise is measured on the sky, and the sum stays in 0 to 360. Without it the column is a
-    declination, and stays in -90 to 90.
+    ``sigma`` names a column of this table, whose ``unit`` is deg, arcmin, arcsec or mas. For a right ascension ``dec``
+    names the director's declination [deg]: the noise is measured on the sky, and the sum stays in 0 to 360. Without it
+    the column is a declination, and stays in -90 to 90.
     """
 
     def __init__(self, column: str, sigma: str, unit: str = "arcsec", dec: str | None = None):

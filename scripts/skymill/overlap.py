@@ -85,7 +85,8 @@ def write_overlap(chunker: Chunker, chunk: int, sources: Mapping[Path, int], tar
     chunker : `Chunker`
     chunk : `int`
     sources : `Mapping` [`pathlib.Path`, `int`]
-        The generated files of the chunk's own rows and of its halo, and how many rows they have; a file without rows does not exist.
+        The generated files of the chunk's own rows and of its halo, and how many rows they have; a file without rows
+        does not exist.
     target : `pathlib.Path`
         The overlap file.
 
@@ -97,8 +98,8 @@ def write_overlap(chunker: Chunker, chunk: int, sources: Mapping[Path, int], tar
     Raises
     ------
     SkymillError
-        If the places of a file are not those of its rows, a row of the first file does not belong to the chunk, or a row does not lie
-        where it says.
+        If the places of a file are not those of its rows, a row of the first file does not belong to the chunk, or a
+        row does not lie where it says.
     """
     home, halo = (load_places(path, rows) for path, rows in sources.items())
     if (home["chunk"] != chunk).any():

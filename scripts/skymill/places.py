@@ -1,7 +1,7 @@
 """The places of generated rows: what partitioning needs to know of them, so that it need not read their text.
 
-Beside each CSV file of a director lies a ``.places.npy`` with a record a row: home chunk and sub-chunk, RA and Dec [deg], and the
-offset of the byte behind the row's own columns, where its chunkId and subChunkId begin.
+Beside each CSV file of a director lies a ``.places.npy`` with a record a row: home chunk and sub-chunk, RA and Dec
+[deg], and the offset of the byte behind the row's own columns, where its chunkId and subChunkId begin.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The plan: which transaction and tile each chunk belongs to, and what of it is still to do.
 
 Selected chunks that no plan file holds yet are dealt to new transactions in a *wave*, which is written once, as
-``plan_<wave>.json``, and never changes. Jobs read their chunks from it, never from the configuration. Whatever is committed is
-final: it has no rule, so that nothing can do it again.
+``plan_<wave>.json``, and never changes. Jobs read their chunks from it, never from the configuration. Whatever is
+committed is final: it has no rule, so that nothing can do it again.
 """
 
 from __future__ import annotations

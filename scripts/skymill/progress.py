@@ -1,7 +1,7 @@
 """How far a run is: one live line in a terminal, and a plain line now and then elsewhere.
 
-A thread of Snakemake's own process looks at the records of the tiles that are to be done, wherever their jobs run, and says what it sees. An
-error in it ends the reports and nothing else; it is kept in ``logs/progress.log``.
+A thread of Snakemake's own process looks at the records of the tiles that are to be done, wherever their jobs run, and
+says what it sees. An error in it ends the reports and nothing else; it is kept in ``logs/progress.log``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ def count_per_chunk(table: Table, limit: int = 5) -> str:
 def count_neighbours(director: Table, radius_deg: float) -> str:
     """Ordered pairs of a director's rows that are closer than a radius, which must not exceed the overlap.
 
-    A row is paired with those of its own sub-chunk and those in the sub-chunk's overlap, so that no pair is missed at a border and none
-    is counted twice. Separations come from differences of unit vectors: an arc cosine of nearly 1 has lost its digits.
+    A row is paired with those of its own sub-chunk and those in the sub-chunk's overlap, so that no pair is missed at a
+    border and none is counted twice. Separations come from differences of unit vectors: an arc cosine of nearly 1 has
+    lost its digits.
     """
     key, (ra, dec) = director.key, director.position
     columns = f'"{key}" AS id, "{dec}" AS lat, chunkId, subChunkId, {_unit_vector(ra, dec)}'

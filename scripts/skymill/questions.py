@@ -1,7 +1,7 @@
 """The questions of verification in SQL, for DuckDB and for MySQL (MariaDB, too): what `skymill.facts` knows, asked of a store.
 
-Each function gives a query and the names of the facts that its columns answer. With ``group`` the first column is the chunk id and there is a row
-for each chunk; without it there is one row, of a table that belongs to one chunk.
+Each function gives a query and the names of the facts that its columns answer. With ``group`` the first column is the
+chunk id and there is a row for each chunk; without it there is one row, of a table that belongs to one chunk.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def ask_columns(
     strings : `Mapping` [`str`, sequence of `str`]
         For columns of strings the values that are to be counted.
     chunk : `int`, optional
-        The chunk that the relation belongs to; without it the answer is grouped by chunks. A regular table has no chunks (-1).
+        The chunk that the relation belongs to; without it the answer is grouped by chunks. A regular table has no
+        chunks (-1).
     """
     group = dialect.quote("chunkId") if chunk is None else None
     asked = [(facts.ROWS, "count(*)")]
@@ -217,8 +218,9 @@ def ask_pairs(
 ) -> Iterator[Question]:
     """Ordered pairs of a director's rows that are closer than each of some radii, by way of the overlap table.
 
-    A row is paired with those of its own sub-chunk and with those in the overlap of that sub-chunk, so that a row missing there shows
-    as a deficit, and one that is there twice as a surplus. Pairs are sought in cells a little larger than the largest radius.
+    A row is paired with those of its own sub-chunk and with those in the overlap of that sub-chunk, so that a row
+    missing there shows as a deficit, and one that is there twice as a surplus. Pairs are sought in cells a little
+    larger than the largest radius.
 
     Parameters
     ----------

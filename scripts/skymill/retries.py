@@ -1,8 +1,9 @@
 """Chunks that failed become a small tile of their own, a *retry*, so that nothing that has succeeded is touched.
 
-The first retry of the tile ``s0100p00000`` is called ``s0100p00000r1``. It is planned by the job in which chunks failed, in a file of the
-form of a plan file, which never changes. A chunk belongs to the last retry that holds it, else to the tile. The tile and its retries share
-sentinels, failure files, the lock, and the name under which they are loaded.
+The first retry of the tile ``s0100p00000`` is called ``s0100p00000r1``. It is planned by the job in which chunks
+failed, in a file of the form of a plan file, which never changes. A chunk belongs to the last retry that holds it, else
+to the tile. The tile and its retries share sentinels, failure files, the lock, and the name under which they are
+loaded.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A hash of rows that does not depend on their order, and is the same in numpy, DuckDB and MariaDB.
 
-A value is taken as 64 bits: an integer in two's complement, and a time as its microseconds since 1970; a float by the IEEE bits of its double, with -0.0 as 0.0; a string by the first 16
-hexadecimal digits of its MD5; NULL as `NULL_BITS`. The halves of a row's values, each multiplied by a number of its own modulo 2^32, are
-added up, twice (the two *lanes*), and each sum is mixed as in hash functions for 32-bit integers. The hash of a table is the two sums over
-its rows. A row that is lost, doubled or changed in one bit changes both, but for a chance of 2^-64.
+A value is taken as 64 bits: an integer in two's complement, and a time as its microseconds since 1970; a float by the
+IEEE bits of its double, with -0.0 as 0.0; a string by the first 16 hexadecimal digits of its MD5; NULL as `NULL_BITS`.
+The halves of a row's values, each multiplied by a number of its own modulo 2^32, are added up, twice (the two *lanes*),
+and each sum is mixed as in hash functions for 32-bit integers. The hash of a table is the two sums over its rows. A row
+that is lost, doubled or changed in one bit changes both, but for a chance of 2^-64.
 
 Only operations that all three do alike are used: products below 2^63, sums, shifts and bitwise logic.
 """
@@ -20,7 +21,8 @@ from .columns import Column, Strings, Values
 
 #: What stands for NULL: a NaN that no value has.
 NULL_BITS = 0x7FF8000000000001
-#: Rows that are hashed at a time: many, so that calls cost little, and few, so that their sums stay in the processor's cache.
+#: Rows that are hashed at a time: many, so that calls cost little, and few, so that their sums stay in the processor's
+#: cache.
 BLOCK_ROWS = 1 << 14
 LANES = 2
 _MASK = 0xFFFFFFFF

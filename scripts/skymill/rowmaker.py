@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .blocks import some_rows
 from .boxes import INNER, chunk_boxes, halo_boxes
 from .columns import Column, Rows, Strings, Values
 from .config import Dataset, Table
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from .tables import RowSelection
     from .visits import Visits
 
-#: Rows that are made at a time. A constant of the format: positions that are drawn again come after those of their block.
+#: Rows that are made at a time. A constant of the format: positions that are drawn again come after those of their
+#: block.
 BLOCK_ROWS = 8192
 #: Values of edge boxes that are kept: a box is at home in one chunk and in the halo of several.
 EDGE_VALUES = 1 << 24
@@ -267,7 +269,7 @@ class RowMaker:
                     rows.overlap = self.chunker.locate_overlap(rows.ra_deg, rows.dec_deg)[2]
                 reaching = np.unique(rows.overlap.row[rows.overlap.chunk == chunk])
                 if len(reaching):
-                    yield rows.chosen(reaching)
+                    yield some_rows(rows, reaching)
 
     def _box_blocks(self, table: Table, chunk: int, number: int) -> Iterator[Rows]:
         """Complete rows of a director in a box."""

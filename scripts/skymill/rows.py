@@ -3,8 +3,8 @@
 Text is a one-dimensional `numpy.ndarray` of uint8, positions are offsets into it. Rows end in LF; a character after the
 escape character is part of its field, whatever it is. Nothing here parses or formats a value: rows move as bytes.
 
-Short rows are joined in a padded matrix, each part of a row in columns of its own, from which the padding is then removed:
-copies of a fixed size and one boolean selection are what numpy does fastest.
+Short rows are joined in a padded matrix, each part of a row in columns of its own, from which the padding is then
+removed: copies of a fixed size and one boolean selection are what numpy does fastest.
 """
 
 from __future__ import annotations
@@ -195,11 +195,12 @@ def _quoted_field_ends(
 ) -> np.ndarray:
     """Where the fields end of the rows that have quotes: one field of all rows after the other.
 
-    ``stops`` and ``quotes`` are the offsets of all delimiters and line ends, and of all quotes; ``starts``, ``line_ends``
-    and ``rows`` are those of the rows with quotes.
+    ``stops`` and ``quotes`` are the offsets of all delimiters and line ends, and of all quotes; ``starts``,
+    ``line_ends`` and ``rows`` are those of the rows with quotes.
     """
-    # A field can only be closed by the last of a run of quotes, if a stop follows. Inside of a field they count in pairs, so
-    # that the run must be of odd length, or of even length if its first quote is the one that opens the field.
+    # A field can only be closed by the last of a run of quotes, if a stop follows. Inside of a field they count in
+    # pairs, so that the run must be of odd length, or of even length if its first quote is the one that opens the
+    # field.
     first = np.flatnonzero(np.diff(quotes, prepend=-2) != 1)
     lengths = np.diff(first, append=len(quotes))
     run_starts = quotes[first]

@@ -1,7 +1,7 @@
 """What the runs of a dataset have recorded: rows, bytes, state and times by chunk, by job, by transaction; and what failed.
 
-Everything comes from plan files, manifests, sentinels, benchmark files and logs; the store is not asked. Runs may go on meanwhile: what is not
-written yet counts as not done.
+Everything comes from plan files, manifests, sentinels, benchmark files and logs; the store is not asked. Runs may go on
+meanwhile: what is not written yet counts as not done.
 """
 
 from __future__ import annotations

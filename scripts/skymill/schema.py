@@ -15,7 +15,8 @@ import yaml
 
 from .errors import ConfigError, did_you_mean, show
 
-#: Keys whose values are never shown: somebody may have written the secret itself there, instead of the place where it is.
+#: Keys whose values are never shown: somebody may have written the secret itself there, instead of the place where it
+#: is.
 SECRETS = {"auth_key", "admin_auth_key", "password"}
 SCHEMA_PATH = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 

@@ -1,7 +1,8 @@
 """Columns of a schema file: which generator each of them gets, by rules, by exceptions, or by its type.
 
-What a schema file says of a table is a list of columns: ``name``, ``type`` (of MySQL), ``datatype`` (of the file) and ``unit``.
-It is read once (see `skymill.felis_schema`) and goes from there with the configuration; nothing here reads a file.
+What a schema file says of a table is a list of columns: ``name``, ``type`` (of MySQL), ``datatype`` (of the file) and
+``unit``. It is read once (see `skymill.felis_schema`) and goes from there with the configuration; nothing here reads a
+file.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def add_schema_columns(
     options : `Mapping`
         The table's part of the configuration.
     exceptions : sequence of (`str`, `Mapping`, `list` [`str`])
-        The entries of its own key ``columns``: place, entry, names. One without a type takes it from the file; one without a
-        generator takes that of the rules.
+        The entries of its own key ``columns``: place, entry, names. One without a type takes it from the file; one
+        without a generator takes that of the rules.
     rules : sequence of `Mapping`
         The key ``column_rules``.
 

@@ -1,7 +1,8 @@
 """Bulk files on a scratch disk, which may be a cluster node's own: a folder for each tile, which lives as long as one job.
 
-Nothing outside of the job ever looks into it, so that it does not matter which node a job runs on, or whether the next attempt runs on
-another one. A job that is killed cannot tidy up; the next job of the same run that comes to the disk removes what it has left.
+Nothing outside of the job ever looks into it, so that it does not matter which node a job runs on, or whether the next
+attempt runs on another one. A job that is killed cannot tidy up; the next job of the same run that comes to the disk
+removes what it has left.
 """
 
 from __future__ import annotations

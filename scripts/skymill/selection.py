@@ -1,7 +1,7 @@
 """Which chunks to make, and the tiles they belong to.
 
-A *tile* is a run of neighbouring chunk ids of one stripe. It is named by geometry, stripe and place in it, so that a chunk's
-tile never depends on which chunks are asked for.
+A *tile* is a run of neighbouring chunk ids of one stripe. It is named by geometry, stripe and place in it, so that a
+chunk's tile never depends on which chunks are asked for.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Selection:
 def parse_ranges(text: str, chunker: Chunker, key: str = "chunks") -> tuple[np.ndarray, int]:
     """Ids of a text like ``"0:2000,40000"``; commas, blanks and new lines separate; ``#`` begins a comment.
 
-    A range includes both ends, is turned round if need be, and skips ids that the partitioning does not have; a single id that
-    it does not have is an error.
+    A range includes both ends, is turned round if need be, and skips ids that the partitioning does not have; a single
+    id that it does not have is an error.
 
     Returns
     -------

@@ -55,7 +55,8 @@ def jobs_of_run(folder: Path, prefix: str) -> list[SlurmJob]:
     folder : `pathlib.Path`
         The working directory. Nobody else's jobs have it: Snakemake locks it.
     prefix : `str`
-        What the names of its jobs begin with (``slurm-jobname-prefix`` of the profile); behind it stands the id of the run.
+        What the names of its jobs begin with (``slurm-jobname-prefix`` of the profile); behind it stands the id of the
+        run.
 
     Raises
     ------
@@ -94,10 +95,11 @@ def end_jobs(folder: Path, prefix: str, timeout_s: float) -> list[SlurmJob]:
 def prepare_slurm() -> None:
     """Look whether the controller answers, and whether SLURM keeps accounts; if not, put a stand-in for sacct first in PATH.
 
-    When the executor cannot ask for the partition of its first job, it forgets the job without an error, and the run never ends.
+    When the executor cannot ask for the partition of its first job, it forgets the job without an error, and the run
+    never ends.
 
-    It asks squeue how its jobs are. But when the controller does not answer, it turns to sacct for the next query, if there is one in PATH,
-    and forgets all jobs for good if that query fails. Without accounts it could only fail.
+    It asks squeue how its jobs are. But when the controller does not answer, it turns to sacct for the next query, if
+    there is one in PATH, and forgets all jobs for good if that query fails. Without accounts it could only fail.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """How far a dataset is: which chunks are selected, planned, generated, partitioned, loaded, committed, and which have failed.
 
-The records are the source: plans, manifests, sentinels, commits. A chunk counts as generated or partitioned if that need not be done again,
-so that a chunk that is loaded counts, though its bulk files are gone.
+The records are the source: plans, manifests, sentinels, commits. A chunk counts as generated or partitioned if that
+need not be done again, so that a chunk that is loaded counts, though its bulk files are gone.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Status:
     transactions : `list` [`TransactionStatus`]
         Those that are planned.
     chunks : `dict` [`str`, `numpy.ndarray`]
-        Chunk ids: selected, target (selected now, or planned before), assigned (planned), `STAGES`, completed and failed.
+        Chunk ids: selected, target (selected now, or planned before), assigned (planned), `STAGES`, completed and
+        failed.
     time : `str`
         When it was read.
     """

@@ -21,8 +21,8 @@ LOGS_SHOWN = "SKYMILL_LOGS_SHOWN"
 def start_step(snakemake) -> Dataset:  # noqa: ANN001 - made by Snakemake
     """Log to the rule's log file, an error that ends the step included, and return the dataset.
 
-    An error of ours, or of the machine, is printed as its message; any other with its traceback. The log has all tracebacks but ours. An
-    error of ours is not printed if Snakemake prints the log.
+    An error of ours, or of the machine, is printed as its message; any other with its traceback. The log has all
+    tracebacks but ours. An error of ours is not printed if Snakemake prints the log.
     """
     path = Path(snakemake.log[0])
     path.parent.mkdir(parents=True, exist_ok=True)

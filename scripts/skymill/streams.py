@@ -1,7 +1,7 @@
 """Random streams that are keyed by what they are for, never by the order in which they are used.
 
-A key is (seed, table, column, chunk, box, cell). Each key gets the 256 bits of state of a PCG64-DXSM generator from BLAKE2b, so
-that no arithmetic on seeds can make two streams alike.
+A key is (seed, table, column, chunk, box, cell). Each key gets the 256 bits of state of a PCG64-DXSM generator from
+BLAKE2b, so that no arithmetic on seeds can make two streams alike.
 """
 
 from __future__ import annotations

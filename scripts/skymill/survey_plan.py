@@ -1,7 +1,7 @@
 """The plan of a survey in numbers: rows and bytes of each table, disk, processor time, the hottest chunks.
 
-Rows come from a census. Bytes come from a sample: some blocks of rows are made, written as text, and loaded into an embedded store in a
-temporary folder; its times stand in for rates as long as no tile has been made.
+Rows come from a census. Bytes come from a sample: some blocks of rows are made, written as text, and loaded into an
+embedded store in a temporary folder; its times stand in for rates as long as no tile has been made.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ log = logging.getLogger("skymill")
 SAMPLE_CHUNKS, SAMPLE_ROWS = 5, 40_000
 #: Bytes of a DuckDB file for each byte of the Parquet files that are copied into it; 1.6 was seen.
 DATABASE_BYTES = 1.7
-#: Processor time [s] until the three jobs of a tile begin their work: the start of Python and what it imports, as `make bench` measures it.
+#: Processor time [s] until the three jobs of a tile begin their work: the start of Python and what it imports, as `make
+#: bench` measures it.
 START_SECONDS = 3 * 0.35
 STAGES = ("generated", "partitioned", "loaded")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import kernels
+from .blocks import concatenate
 from .columns import Column, Strings, Values
 
 #: Values that are held back until they are written in one go, where there are no kernels.
@@ -197,19 +198,3 @@ class TableFile:
     def row_ends(self) -> np.ndarray:
         """Offset of the byte behind each row (int64)."""
         return np.concatenate(self._ends) if self._ends else np.empty(0, np.int64)
-
-
-def concatenate(parts: Sequence[Values]) -> Values:
-    """Parts of a column one behind the other."""
-    if isinstance(parts[0], Strings):
-        values = parts[0].values
-        if all(part.values == values for part in parts):
-            return Strings(np.concatenate([part.codes for part in parts]), values)
-        values = tuple(dict.fromkeys(text for part in parts for text in part.values))
-        index = {text: i for i, text in enumerate(values)}
-        # The entry behind the last one maps the code -1, NULL, to itself.
-        lookups = [np.array([*(index[text] for text in part.values), -1], dtype=np.int32) for part in parts]
-        return Strings(np.concatenate([look[part.codes] for look, part in zip(lookups, parts, strict=True)]), values)
-    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        return np.ma.concatenate(parts)
-    return np.concatenate(parts)

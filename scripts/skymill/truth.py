@@ -1,8 +1,9 @@
 """The truth of generated rows: facts that are taken while they are made, before any text, partitioning or store has touched them.
 
-Beside the manifest of a generated tile lies ``<tile>.truth.json.gz``. For each table and overlap table it has the chunk ids and, for each fact,
-a list with a value for each chunk; and the SHA-256 of each generated file. What the facts are is told in `skymill.facts`. The truth stays when
-the bulk files go. It is no declared output of the job: a job that makes only some chunks of the tile adds to what others have written.
+Beside the manifest of a generated tile lies ``<tile>.truth.json.gz``. For each table and overlap table it has the chunk
+ids and, for each fact, a list with a value for each chunk; and the SHA-256 of each generated file. What the facts are
+is told in `skymill.facts`. The truth stays when the bulk files go. It is no declared output of the job: a job that
+makes only some chunks of the tile adds to what others have written.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import ior
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from . import facts
-from .columns import Column, Rows, Values
+from .columns import Rows, Values
 from .config import Dataset, Table
 from .errors import SkymillError
 from .facts import Fact, table_facts
@@ -28,12 +29,11 @@ from .pairs import count_pairs
 from .retries import home_tile
 from .rowhash import RowHasher, add_hashes, hash_placed
 from .tally import Tally, make_taker
-from .textfile import concatenate
 
 log = logging.getLogger("skymill.truth")
 
-#: Rows that are worth a look; smaller blocks wait for others.
-BLOCK_ROWS = 1 << 11
+#: Rows of a director whose overlap is looked for together.
+OVERLAP_ROWS = 1 << 16
 #: Rows of a regular table that are looked at together.
 REGULAR_ROWS = 1 << 16
 #: Neighbours are not counted in a chunk where each row would have to be compared with more than so many.
@@ -90,38 +90,31 @@ class ChunkTruth:
         self._tables = {
             t.name: Tally(taker.kinds[t.name], taker.hashers[t.name], chunk, taker.takers[t.name]) for t in tables
         }
-        self._waiting = _Waiting(director.columns)
-        self._children = {table.name: _Waiting([*table.columns, *_FILTERS]) for table in tables[1:]}
         self._filters: dict[str, tuple[str, ...]] = {}
         self._home = 0
         self._places: list[tuple[np.ndarray, np.ndarray]] = []
+        # Of the blocks that came last, whose overlap has not been looked for yet: the sums of their rows.
+        self._keys: list[np.ndarray] = []
         self._overlap_rows, self._overlap_hash = 0, (0, 0)
 
     def add_director(self, rows: Rows) -> None:
         """Take rows of the director that are at home in the chunk; all of them come before the halo."""
         self._home += rows.count
-        for block in self._waiting.add(rows.columns, rows.ra_deg, rows.dec_deg, rows.sub_chunk):
-            self._take_director(*block)
+        self._add_places(rows, self._tables[self._director.name].take(rows.columns, rows.count, rows.sub_chunk))
 
     def add_halo(self, rows: Rows) -> None:
         """Take rows of neighbours that are in the chunk's overlap."""
-        for block in self._waiting.add(rows.columns, rows.ra_deg, rows.dec_deg, rows.sub_chunk):
-            self._take_director(*block)
+        self._add_places(rows, self._taker.keys(self._director.name, rows.columns, rows.count))
 
     def add_child(self, child: Table, rows: Rows) -> None:
         """Take rows of a child."""
         self._filters[child.name] = rows.filters
-        columns = rows.columns | {_FILTERS[0].name: rows.visits["#filter"]}
-        for values, sub_chunk in self._children[child.name].add(columns, rows.sub_chunk):
-            self._take_child(child.name, values, sub_chunk)
+        self._tables[child.name].count_filters(rows.visits["#filter"])
+        self._tables[child.name].take(rows.columns, rows.count, rows.sub_chunk)
 
     def facts(self) -> dict[str, dict[str, Fact]]:
         """All facts by table, when all rows have been added."""
-        for block in self._waiting.rest():
-            self._take_director(*block)
-        for name, waiting in self._children.items():
-            for block in waiting.rest():
-                self._take_child(name, *block)
+        self._take_overlap()
         found = {name: tally.facts() for name, tally in self._tables.items()}
         for name, filters in self._filters.items():
             if not self._taker.kinds[name].by_filter:
@@ -132,30 +125,24 @@ class ChunkTruth:
         overlap = {facts.ROWS: self._overlap_rows, **dict(zip(facts.HASH, self._overlap_hash, strict=True))}
         return found | {self._director.overlap_name: overlap}
 
-    def _take_director(self, values: dict[str, Values], ra: np.ndarray, dec: np.ndarray, sub_chunk: np.ndarray) -> None:
-        name = self._director.name
-        # What stands before the halo; once that has begun, nothing.
-        home = max(0, min(len(ra), self._home - sum(len(part[0]) for part in self._places)))
-        keys = []
-        if home:
-            at_home = values if home == len(ra) else {column: part[:home] for column, part in values.items()}
-            keys.append(self._tables[name].take(at_home, home, sub_chunk[:home]))
-        if home < len(ra):
-            halo = values if not home else {column: part[home:] for column, part in values.items()}
-            keys.append(self._taker.keys(name, halo, len(ra) - home))
-        self._places.append((ra, dec))
-        # A row is in the overlap table once for each sub-chunk of the chunk that it is near.
+    def _add_places(self, rows: Rows, keys: np.ndarray) -> None:
+        self._places.append((rows.ra_deg, rows.dec_deg))
+        self._keys.append(keys)
+        if sum(part.shape[1] for part in self._keys) >= OVERLAP_ROWS:
+            self._take_overlap()
+
+    def _take_overlap(self) -> None:
+        """Look where the rows are that came last: each is in the overlap table once for each sub-chunk of the chunk that it is near."""
+        if not self._keys:
+            return
+        ra, dec = (np.concatenate(column) for column in zip(*self._places[-len(self._keys) :], strict=True))
+        keys, self._keys = np.concatenate(self._keys, axis=1), []
         overlap = self._chunker.locate_overlap(ra, dec)[2]
         mine = np.flatnonzero(overlap.chunk == self._chunk)
         self._overlap_rows += len(mine)
-        sums, sub_chunks = keys[0] if len(keys) == 1 else np.concatenate(keys, axis=1), overlap.sub_chunk[mine]
-        placed = hash_placed(self._taker.hashers[name], sums, self._chunk, sub_chunks, overlap.row[mine])
+        hasher, sub_chunks = self._taker.hashers[self._director.name], overlap.sub_chunk[mine]
+        placed = hash_placed(hasher, keys, self._chunk, sub_chunks, overlap.row[mine])
         self._overlap_hash = add_hashes(self._overlap_hash, placed)
-
-    def _take_child(self, name: str, values: dict[str, Values], sub_chunk: np.ndarray) -> None:
-        tally = self._tables[name]
-        tally.count_filters(values[_FILTERS[0].name])
-        tally.take(values, len(sub_chunk), sub_chunk)
 
     def _pairs(self) -> dict[str, Fact]:
         """For each radius the fewest and the most ordered pairs of an object of the chunk with any object."""
@@ -170,40 +157,6 @@ class ChunkTruth:
             log.warning("chunk %d: %s has too many neighbours to count them", self._chunk, self._director.name)
             return {}
         return {facts.pairs(radius): counts[2 * i : 2 * i + 2] for i, radius in enumerate(radii)}
-
-
-#: The column of a child's rows that tells the filter of their visits.
-_FILTERS = [Column("#filter", None)]
-
-
-class _Waiting:
-    """Blocks of rows that wait until there are enough to be worth a look."""
-
-    def __init__(self, columns: list[Column]):
-        self._names = [column.name for column in columns]
-        self._parts: list[tuple] = []
-        self._rows = 0
-
-    def add(self, columns: dict[str, Values], *places: np.ndarray) -> Iterator[tuple]:
-        """Add a block; yields what has waited, columns and places, if it is enough."""
-        rows = len(columns[self._names[0]])
-        if rows >= BLOCK_ROWS:
-            yield from self.rest()  # it came before
-            yield (columns, *places)
-            return
-        self._parts.append((columns, *places))
-        self._rows += rows
-        if self._rows >= BLOCK_ROWS:
-            yield from self.rest()
-
-    def rest(self) -> Iterator[tuple]:
-        """Yields what has waited, if there is anything."""
-        parts, self._parts, self._rows = self._parts, [], 0
-        if len(parts) == 1:
-            yield parts[0]
-        elif parts:
-            columns = {name: concatenate([part[0][name] for part in parts]) for name in self._names}
-            yield (columns, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]))
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Compares what a store answers with the truth of generation, and says in words what differs.
 
-A tile is verified at a time, so that the memory that it takes does not grow with the survey. What differs is a record with the table, the chunk,
-the place (a worker of Qserv; empty for the embedded store), the fact, and both values.
+A tile is verified at a time, so that the memory that it takes does not grow with the survey. What differs is a record
+with the table, the chunk, the place (a worker of Qserv; empty for the embedded store), the fact, and both values.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def tiles_to_verify(state: State, chunks: np.ndarray | None = None) -> list[tupl
 class Verification:
     """What the rules of verification ask for; everything is worked out when it is needed.
 
-    A run has a number. One that was stopped is gone on with under the same number; when it is finished there is a record of it, and the next
-    has another number.
+    A run has a number. One that was stopped is gone on with under the same number; when it is finished there is a
+    record of it, and the next has another number.
 
     Parameters
     ----------

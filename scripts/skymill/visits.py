@@ -76,8 +76,8 @@ def _sky_box(table: Table) -> Box:
 def _detector_rows(dataset: Dataset, table: Table, visits: Mapping[str, dict[str, Values]]) -> Rows:
     """Rows of a table of detectors, still without columns: the detectors of the first visit, then of the next.
 
-    The detectors are a grid in the plane that touches the sky at the visit's centre, east and north along its sides; number 0 is
-    in the south-east, and numbers grow westwards, then northwards.
+    The detectors are a grid in the plane that touches the sky at the visit's centre, east and north along its sides;
+    number 0 is in the south-east, and numbers grow westwards, then northwards.
     """
     source = dataset.tables[table.visits]
     columns = visits[source.name] if source.name in visits else make_regular_table(dataset, source)
@@ -307,8 +307,8 @@ class Visits:
         Yields
         ------
         row, visit : `numpy.ndarray`, int64
-            Indices of points and of visits, ordered by point, then by visit id. The square of the chord decides: it is well
-            conditioned at small separations, where an arc cosine is not.
+            Indices of points and of visits, ordered by point, then by visit id. The square of the chord decides: it is
+            well conditioned at small separations, where an arc cosine is not.
         """
         if not len(ra_deg):
             return

@@ -1,7 +1,8 @@
 """A load test for the dataset at hand: the kinds of queries that Qserv is measured with, as SQL with the answers that are expected.
 
-A *class* is a template in two dialects, DuckDB's and Qserv's, with cases: values for its parameters, and what must come out. Expected answers come
-from the truth of generation, and from chunks that are generated once more; the store is never asked.
+A *class* is a template in two dialects, DuckDB's and Qserv's, with cases: values for its parameters, and what must come
+out. Expected answers come from the truth of generation, and from chunks that are generated once more; the store is
+never asked.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ import requests
 from .mariadb import MariaDB
 
 TESTS = str(Path(__file__).resolve().parents[1])
-#: Waits for the end of its input, which is the end of the process that has started it, however that came; then ends MariaDB.
+#: Waits for the end of its input, which is the end of the process that has started it, however that came; then ends
+#: MariaDB.
 _GUARD = (
     "import pathlib, sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); from qserv_server.mariadb import MariaDB; "
     "MariaDB(pathlib.Path(sys.argv[2])).stop()"

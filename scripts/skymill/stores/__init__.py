@@ -52,8 +52,8 @@ class Store(Protocol):
     def start_transaction(self, name: str, attempt: int, context: dict) -> str:
         """Start a transaction, or find the one that this attempt has started; returns the store's id of it.
 
-        The context is kept with it, so that a person recognises it: the keys ``workflow``, ``fingerprint``, ``transaction`` and ``attempt``
-        are what it is found by.
+        The context is kept with it, so that a person recognises it: the keys ``workflow``, ``fingerprint``,
+        ``transaction`` and ``attempt`` are what it is found by.
         """
 
     def contribute(
@@ -61,8 +61,8 @@ class Store(Protocol):
     ) -> Iterator[tuple[int | None, int]]:
         """Load files of a tile, each at most once, those of a chunk one behind the other.
 
-        Yields each chunk (None for regular tables) with the rows that the store has of it, as soon as they are safe there. Raises
-        `PoisonedError` if the transaction holds something that cannot be trusted.
+        Yields each chunk (None for regular tables) with the rows that the store has of it, as soon as they are safe
+        there. Raises `PoisonedError` if the transaction holds something that cannot be trusted.
         """
 
     def commit(self, transaction_id: str, rows: Mapping[str, int]) -> dict:
@@ -77,9 +77,10 @@ class Store(Protocol):
     def publish(self, committed: Sequence[Mapping]) -> dict:
         """Open the database to its users.
 
-        Takes the ``id`` and the ``rows`` of each committed transaction. Returns what is worth recording: ``database``, a path in the results
-        or a name; ``rows`` of each table; ``frozen``, whether nothing can be loaded from now on; ``absolute``, the place of the results if
-        it must be published again once they have been moved; ``file``, what must be there if it is a file.
+        Takes the ``id`` and the ``rows`` of each committed transaction. Returns what is worth recording: ``database``,
+        a path in the results or a name; ``rows`` of each table; ``frozen``, whether nothing can be loaded from now on;
+        ``absolute``, the place of the results if it must be published again once they have been moved; ``file``, what
+        must be there if it is a file.
         """
 
     def check(self) -> list[tuple[str, bool, str]]:

@@ -1,8 +1,8 @@
 """Asks the embedded store the questions of verification.
 
-Tables that lie in the DuckDB file are asked by their names. Where the file holds views of many Parquet files, only those of the tile are
-read, so that a tile costs the same however large the survey is; that no other file holds rows of its chunks is seen from
-`EmbeddedAsker.chunk_rows`.
+Tables that lie in the DuckDB file are asked by their names. Where the file holds views of many Parquet files, only
+those of the tile are read, so that a tile costs the same however large the survey is; that no other file holds rows of
+its chunks is seen from `EmbeddedAsker.chunk_rows`.
 """
 
 from __future__ import annotations

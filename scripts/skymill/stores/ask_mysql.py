@@ -1,7 +1,8 @@
 """Asks the workers of Qserv the questions of verification, in the MySQL databases where they keep their chunks.
 
-The czar is not asked: it answers for a whole table, hides the overlap tables, and sends each question to one replica of a chunk. A worker has a table
-for each chunk, ``Object_<chunk>``, one for its overlap, ``ObjectFullOverlap_<chunk>``, and the regular tables whole. Each replica is asked.
+The czar is not asked: it answers for a whole table, hides the overlap tables, and sends each question to one replica of
+a chunk. A worker has a table for each chunk, ``Object_<chunk>``, one for its overlap, ``ObjectFullOverlap_<chunk>``,
+and the regular tables whole. Each replica is asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .qserv import _read_key
 #: A table that Qserv has beside those of the chunks, and no rows in it.
 DUMMY_CHUNK = 1234567890
 _ADDRESS = re.compile(r"^(?P<host>[^:/@\s]+)(:(?P<port>\d+))?(/(?P<database>[^/@\s]+))?$")
-#: Derived tables are to stay what they are (else expressions are repeated many times over), and joins by equality to be made by hash.
+#: Derived tables are to stay what they are (else expressions are repeated many times over), and joins by equality to be
+#: made by hash.
 _SESSION = (
     "SET SESSION optimizer_switch = 'derived_merge=off'",
     "SET SESSION optimizer_switch = 'derived_with_keys=off'",

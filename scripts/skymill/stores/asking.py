@@ -1,7 +1,8 @@
 """How stores are asked what they hold: one interface, and who has it.
 
-An asker has ``ask_tile`` (the facts of some chunks), ``ask_regular`` (those of a regular table) and ``chunk_rows`` (which chunks there are), and is
-closed at the end of a ``with`` block. Each answer names the place that gave it, since Qserv's workers each have their own tables.
+An asker has ``ask_tile`` (the facts of some chunks), ``ask_regular`` (those of a regular table) and ``chunk_rows``
+(which chunks there are), and is closed at the end of a ``with`` block. Each answer names the place that gave it, since
+Qserv's workers each have their own tables.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The embedded store: Parquet files, and one DuckDB database that shows them. Nothing to install or start.
 
-``store/staging/<id>/<Table>/`` takes what a transaction loads: a Parquet file for each chunk, or for neighbouring small chunks of a tile
-together; the file's own metadata say how many rows of which chunks it holds. A commit renames the transaction's folder to ``store/committed/<id>``, at once and for good. Publishing writes the DuckDB database, with
-the rows in it up to a limit, and with views of the Parquet files above.
+``store/staging/<id>/<Table>/`` takes what a transaction loads: a Parquet file for each chunk, or for neighbouring small
+chunks of a tile together; the file's own metadata say how many rows of which chunks it holds. A commit renames the
+transaction's folder to ``store/committed/<id>``, at once and for good. Publishing writes the DuckDB database, with the
+rows in it up to a limit, and with views of the Parquet files above.
 """
 
 from __future__ import annotations

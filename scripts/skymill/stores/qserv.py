@@ -1,7 +1,8 @@
 """The Qserv store: registers, loads, commits and publishes through the REST API of Qserv's ingest system, version 55.
 
-The server knows more than our files do, so each step asks it first and does what is left. A commit of the server does not look at what
-the contributions became; here it does. Rows are never sent to a table that was published once: no abort could take them back.
+The server knows more than our files do, so each step asks it first and does what is left. A commit of the server does
+not look at what the contributions became; here it does. Rows are never sent to a table that was published once: no
+abort could take them back.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class QservStore:
             refuse_strangers(transactions, self.name, fingerprint)
             known = [table["name"] for table in found["tables"]]
             if not transactions:
-                # An earlier run did not come to its end here. Of a table whose registration was broken off, part may be missing for good.
+                # An earlier run did not come to its end here. Of a table whose registration was broken off, part may be
+                # missing for good.
                 known = [
                     table["table"] for table in reversed(tables) if table["table"] in known and not self._drop(table)
                 ]

@@ -102,7 +102,8 @@ def refuse_strangers(transactions: list[dict], database: str, fingerprint: str) 
 def check_server(client: QservClient, dataset: Dataset, root: Path) -> list[tuple[str, bool, str]]:
     """Whether a server can be used for a dataset, without changing anything: question, answer, detail.
 
-    Nothing is tried again here: who asks wants to know how it is now. Without a controller that answers nothing else is asked.
+    Nothing is tried again here: who asks wants to know how it is now. Without a controller that answers nothing else is
+    asked.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The REST interface of Qserv's ingest system: requests, the envelope of each answer, keys, and what may be tried again.
 
-Every request has a connection of its own: a kept one costs the workers 40 ms a request. No proxy of the environment is used. What
-went wrong is told by the kind of error, for the kind decides what may be done next.
+Every request has a connection of its own: a kept one costs the workers 40 ms a request. No proxy of the environment is
+used. What went wrong is told by the kind of error, for the kind decides what may be done next.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Sends contributions to Qserv, each at most once, and holds what the server says of them against what was sent.
 
-A worker records an upload that was broken off as finished, with the rows that had come; a bad value is a mere warning unless it is
-in the first row. So a contribution counts as loaded only if the server has all its rows and bytes without a warning. What was sent and got no
-answer is looked up once in the server's own list; it is never sent again in the same transaction.
+A worker records an upload that was broken off as finished, with the rows that had come; a bad value is a mere warning
+unless it is in the first row. So a contribution counts as loaded only if the server has all its rows and bytes without
+a warning. What was sent and got no answer is looked up once in the server's own list; it is never sent again in the
+same transaction.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ class Loader:
     def _held(self, shipments: Sequence[Shipment], until: float) -> list[dict]:
         """What the server knows of shipments to one chunk.
 
-        An upload whose sender has died may still be at work, and is waited for: it may end well, or have been left by its worker for good.
+        An upload whose sender has died may still be at work, and is waited for: it may end well, or have been left by
+        its worker for good.
         """
         query = {"contrib": 1, "contrib_long": 1, "include_warnings": 1, "chunk": shipments[0].contribution.chunk or 0}
         for delay in growing_delays(2.0):

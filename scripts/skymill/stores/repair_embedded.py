@@ -21,8 +21,8 @@ def replace_chunks(
 ) -> list[Path]:
     """Replace all rows of some chunks of a tile by those of new files.
 
-    A Parquet file may hold other chunks, too; their rows are taken over. Rows of chunks that the file should not have are left out. A file
-    that is damaged is removed: its chunks must be among those that are replaced.
+    A Parquet file may hold other chunks, too; their rows are taken over. Rows of chunks that the file should not have
+    are left out. A file that is damaged is removed: its chunks must be among those that are replaced.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def remove_strays(store: EmbeddedStore, tables: Mapping[str, Mapping[int, tuple[
     ----------
     store : `EmbeddedStore`
     tables : `Mapping` [`str`, `Mapping` [`int`, `tuple` [`str`, `str`] or `None`]]
-        For each table the chunks of which there may be rows in wrong files, with the store's id of the transaction and the tile that they
-        belong to; None for a chunk that nobody has made.
+        For each table the chunks of which there may be rows in wrong files, with the store's id of the transaction and
+        the tile that they belong to; None for a chunk that nobody has made.
 
     Returns
     -------

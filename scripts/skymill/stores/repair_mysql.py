@@ -1,6 +1,7 @@
 """What an administrator of Qserv must do to replace chunks that are committed: statements for the workers' MySQL databases.
 
-Nothing here talks to a server. A committed chunk of Qserv is frozen for the ingest system, which has no way to take its rows back.
+Nothing here talks to a server. A committed chunk of Qserv is frozen for the ingest system, which has no way to take its
+rows back.
 """
 
 from __future__ import annotations

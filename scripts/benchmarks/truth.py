@@ -89,11 +89,11 @@ def take_truth(dataset: Dataset, made: dict[int, list[tuple]], folder: Path) -> 
 
 
 def measure_truth(folder: Path) -> Iterator[tuple[str, dict]]:
-    """The cost of truth for chunks of fakedb and for a chunk of kpm50."""
+    """The cost of truth for a tile of fakedb and for a chunk of kpm50."""
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     from skymill.config import load_dataset
 
-    for name, path, chunks in (("fakedb", FAKEDB, list(range(40000, 40020))), ("kpm50", KPM50, [KPM50_CHUNK])):
+    for name, path, chunks in (("fakedb", FAKEDB, list(range(40000, 40050))), ("kpm50", KPM50, [KPM50_CHUNK])):
         dataset = load_dataset(path)
         made = make_rows(dataset, chunks)
         rounds = []

@@ -21,6 +21,7 @@ from generate_chunk import generate_by_hand
 from generate_tile import generate_tile
 from helpers import (
     FAKEDB,
+    FLUX_COLUMNS,
     REPOSITORY,
     SIGMAS,
     SKY_SQ_DEG,
@@ -36,7 +37,7 @@ from helpers import (
     small_config,
     small_dataset,
 )
-from skymill import rowmaker, textfile, visits
+from skymill import blocks, rowmaker, textfile, visits
 from skymill.boxes import INNER, chunk_boxes, edge_boxes
 from skymill.chunker import Chunker
 from skymill.columns import Column, Rows, Strings, UniqueId
@@ -566,10 +567,22 @@ def test_files_do_not_depend_on_the_tile(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "constant", "value"),
-    [(visits, "BLOCK_PAIRS", 64), (textfile, "FLUSH_VALUES", 50), (rowmaker, "EDGE_VALUES", 1)],
+    [
+        (visits, "BLOCK_PAIRS", 64),
+        (textfile, "FLUSH_VALUES", 50),
+        (rowmaker, "EDGE_VALUES", 1),
+        (blocks, "ENOUGH_ROWS", 1),
+    ],
 )
 def test_files_do_not_depend_on_sizes_of_memory(tmp_path, monkeypatch, module, constant, value):
-    dataset = small_dataset(20)
+    times = {"start": "1995-01-01", "end": "2035-01-01"}
+    columns = [
+        *FLUX_COLUMNS,
+        {"name": "t", "type": "DATETIME(3)", "generator": {"time": times}, "null_fraction": 0.3},
+        {"name": "s", "type": "CHAR(3)", "generator": {"choice": {"values": ["a", "b"]}}, "null_fraction": 0.3},
+        {"name": "i", "type": "INT", "generator": {"poisson": {"mean": 3}}, "null_fraction": 0.3},
+    ]
+    dataset = small_dataset(20, columns=columns)
     generate_tile(dataset, row_maker(dataset), [324, 325], tmp_path / "usual")
     assert getattr(module, constant) > value
     monkeypatch.setattr(module, constant, value)

@@ -122,6 +122,14 @@ def _open_files(pid: int) -> set[str]:
     return found
 
 
+def _environment_of(pid: int) -> dict[str, str]:
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
 def _names_in(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
@@ -246,6 +254,7 @@ class SlurmCluster:
             self._end(name)
         for node in self.nodes:
             self._kill_steps(node)
+        self._kill_orphans()
         self._give_system_conf()
 
     def start_controller(self, *options: str) -> None:
@@ -339,6 +348,14 @@ class SlurmCluster:
         for pid in [*steps, *(child for step in steps for child in descendants(step))]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def _kill_orphans(self) -> None:
+        """Kill what has escaped: a Snakemake that is told to end while it ends a job waits for its own lock for ever."""
+        for pid in _process_ids():
+            variables = _environment_of(pid)
+            if variables.get("SLURM_CONF") == str(self.conf) and "SLURM_JOB_ID" in variables:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     # -- /etc/slurm/slurm.conf ----------------------------------------------------------------------------------------------
 
